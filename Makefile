@@ -1,0 +1,78 @@
+# Safeconduct. `make help` lists the targets; README.md says what the two of them that you need print.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+GO          ?= go
+BUILD       := build
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS     := -X github.com/safeconduct/safeconduct/services/version.Version=$(VERSION)
+GOBUILD     := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+BUF         := $(GO) tool -modfile=tools/buf/go.mod buf
+LINT        := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
+BENCHSTAT   := $(GO) tool -modfile=tools/go.mod benchstat
+
+# What the demo and the end-to-end suite run: real QEMU, swtpm and a Debian kernel for the guest.
+DEB_PACKAGES := qemu-system-x86 swtpm iproute2 linux-image-cloud-amd64
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: deps
+deps: ## Install what the demo and make e2e need (Debian 12; root or sudo)
+	@./test/deps.sh $(DEB_PACKAGES)
+
+.PHONY: build
+build: ## Build the binaries into build/bin
+	@mkdir -p $(BUILD)/bin
+	$(GOBUILD) -o $(BUILD)/bin/ ./cmd/...
+
+.PHONY: demo
+demo: deps build ## The main job on this machine: a VM with a vTPM migrates under mutual attestation
+	@mkdir -p $(BUILD)/demo/bin
+	$(GOBUILD) -o $(BUILD)/demo/bin/ ./test/demo ./test/vm/guest ./test/vm/tap
+	@$(BUILD)/demo/bin/demo --bin $(BUILD)/bin --demo-bin $(BUILD)/demo/bin --out $(BUILD)/demo
+
+.PHONY: test
+test: ## Unit and integration tests under the race detector; no root, no QEMU
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: e2e
+e2e: deps build ## End-to-end suite: real QEMU and swtpm, fault injection; root
+	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e/... ./test/vm/...
+
+.PHONY: fuzz
+FUZZTIME ?= 20s
+fuzz: ## Every fuzz target for FUZZTIME (20s)
+	@./test/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+BENCHCOUNT ?= 5
+bench: ## Benchmarks, summarised by benchstat (BENCHCOUNT runs, 5)
+	@mkdir -p $(BUILD)
+	$(GO) test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./... | tee $(BUILD)/bench.txt
+	$(BENCHSTAT) $(BUILD)/bench.txt
+
+.PHONY: lint
+lint: ## gofmt, vet, golangci-lint, buf lint, stale stubs, tidy go.mod
+	@test -z "$$(gofmt -l $$(git ls-files '*.go' | grep -v '^api/'))" || { gofmt -l $$(git ls-files '*.go' | grep -v '^api/'); echo 'not formatted: run gofmt -w'; exit 1; }
+	$(GO) vet ./...
+	$(LINT) run ./...
+	$(BUF) lint
+	@./test/stale.sh
+	$(GO) mod tidy -diff
+
+.PHONY: generate
+generate: ## Generate api/ from proto/ with the pinned tools
+	rm -rf api/safeconduct
+	$(BUF) generate
+
+.PHONY: breaking
+breaking: ## Check proto/ for breaking changes against BASE (main)
+BASE ?= main
+breaking:
+	$(BUF) breaking --against '.git#branch=$(BASE)'
+
+.PHONY: clean
+clean: ## Remove build/
+	rm -rf $(BUILD)
