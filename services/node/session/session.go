@@ -54,6 +54,8 @@ type Session struct {
 	table  *Table
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	// settled is closed when the handshake has ended, well or not.
+	settled chan struct{}
 
 	// Under table.mu.
 	rec     Record
@@ -71,7 +73,19 @@ func (s *Session) Record() Record {
 	return s.rec.clone()
 }
 
-// Secrets returns the session's secrets, or nil once it has ended. The caller must bear their being destroyed while it uses them.
+// Settled is closed when the session's handshake has ended, well or not.
+func (s *Session) Settled() <-chan struct{} { return s.settled }
+
+func (s *Session) settle() {
+	select {
+	case <-s.settled:
+	default:
+		close(s.settled)
+	}
+}
+
+// Secrets returns the session's secrets: nil before it is appraised, destroyed ones once it has ended. The caller must bear their being
+// destroyed while it uses them.
 func (s *Session) Secrets() Secrets {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
@@ -98,10 +112,12 @@ func (s *Session) Attested(id ID) error {
 	if s.table.findLocked(func(o *Session) bool { return o.rec.ID == id }) != nil {
 		return refusal.New(v1.Reason_REASON_ALREADY_USED, "session id %s was used before", id)
 	}
+	previous := s.rec.ID
+	s.rec.ID = id // before the transition, so that watchers see it
 	if err := s.table.advanceLocked(s, Attest, nil); err != nil {
+		s.rec.ID = previous
 		return err
 	}
-	s.rec.ID = id
 	return nil
 }
 
@@ -123,6 +139,7 @@ func (s *Session) Appraised(secrets Secrets) error {
 		return err
 	}
 	s.secrets, s.rec.AppraisedAt = secrets, t.now()
+	s.settle()
 	why := refusal.New(v1.Reason_REASON_SESSION_CONFLICT, "a newer session %s for the instance took its place", s.rec.ID)
 	for _, o := range t.attempts {
 		if o != s && o.rec.Instance == s.rec.Instance && o.rec.State == Appraised {
@@ -171,11 +188,8 @@ func (s *Session) Arm(migrationID string) error {
 	if !fresh {
 		return refusal.New(v1.Reason_REASON_ALREADY_USED, "migration id %s was armed before on this node", migrationID)
 	}
-	if err := t.advanceLocked(s, Arm, nil); err != nil {
-		return err
-	}
 	s.rec.MigrationID, s.rec.Expires = migrationID, t.now().Add(t.limits.ArmedTTL)
-	return nil
+	return t.advanceLocked(s, Arm, nil) // Next accepted it above
 }
 
 // EndBlob records a blob that crossed whole. It refuses if the session ended meanwhile: what crossed must then not be used.

@@ -111,7 +111,7 @@ func (t *Table) Begin(who Identity) (*Session, error) {
 	}
 	now := t.now()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	s := &Session{table: t, ctx: ctx, cancel: cancel, rec: Record{
+	s := &Session{table: t, ctx: ctx, cancel: cancel, settled: make(chan struct{}), rec: Record{
 		Identity: who, State: Offered, Created: now, Expires: now.Add(t.limits.UnarmedTTL),
 	}}
 	t.attempts[who.Attempt] = s
@@ -298,8 +298,8 @@ func (t *Table) advanceLocked(s *Session, e Event, why *refusal.Refusal) error {
 func (t *Table) endLocked(s *Session) {
 	if s.secrets != nil {
 		s.secrets.Destroy()
-		s.secrets = nil
 	}
+	s.settle()
 	var cause error = errSessionOver
 	if s.rec.Refusal != nil {
 		cause = s.rec.Refusal
