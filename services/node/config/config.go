@@ -1,0 +1,252 @@
+// Package config reads safeconductd's configuration: one YAML file, typed, validated, with unknown keys and bad values refused
+// with their line and the reason. It decides nothing: what it returns is what was written, with defaults filled in.
+package config
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/safeconduct/safeconduct/tee"
+)
+
+// MaxSize bounds the configuration file, in bytes.
+const MaxSize = 1 << 20
+
+// Config is the whole file.
+type Config struct {
+	// Mode is "intel" or "simulated". There is no default: nobody runs a simulation by leaving a line out.
+	Mode tee.Mode `yaml:"mode" validate:"required,oneof=intel simulated"`
+	// Host is this node's name, as peers and the policy know it. nova-compute's host name is the one to use.
+	Host string `yaml:"host" validate:"required,hostname_rfc1123,max=253"`
+	// StateDir holds what is sealed and the record of migration ids. Created 0700.
+	StateDir string `yaml:"state_dir" validate:"required,startswith=/"`
+
+	Local      Local       `yaml:"local"`
+	Peer       Peer        `yaml:"peer"`
+	HTTP       HTTP        `yaml:"http"`
+	Policy     Policy      `yaml:"policy"`
+	Collateral Collateral  `yaml:"collateral"`
+	Simulated  *Simulated  `yaml:"simulated" validate:"required_if=Mode simulated,excluded_if=Mode intel"`
+	Integrity  Integrity   `yaml:"integrity"`
+	Sessions   Sessions    `yaml:"sessions"`
+	Log        Log         `yaml:"log"`
+	Peers      []PeerEntry `yaml:"peers" validate:"required,min=1,max=10000,dive"`
+}
+
+// Local is the unix socket for callers on this host.
+type Local struct {
+	Socket string `yaml:"socket" validate:"required,startswith=/,max=107"`
+	// SocketMode is the socket's file mode, octal; 0660 by default. Under EGo chmod has no effect: the directory's mode counts.
+	SocketMode FileMode `yaml:"socket_mode" validate:"omitempty,filemode"`
+	// Callers maps a service ("MigrationService") or one of its methods ("CryptoService/ProtectState") to the uids that may call
+	// it. A method's entry replaces its service's. Without an entry only root and this process's own uid may call.
+	Callers map[string][]uint32 `yaml:"callers" validate:"max=64,dive,max=64"`
+}
+
+// Peer is the TCP port for other node services.
+type Peer struct {
+	Listen string `yaml:"listen" validate:"required,hostname_port|tcp_addr"`
+	// TLS is defence in depth; the handshake does not rest on it.
+	TLS *TLS `yaml:"tls"`
+	// HandshakeTimeout bounds one handshake, both phases. Default 20s.
+	HandshakeTimeout Duration `yaml:"handshake_timeout" validate:"omitempty,duration"`
+	// MaxHandshakes bounds handshakes under way at once. Default 8.
+	MaxHandshakes int `yaml:"max_handshakes" validate:"gte=0,lte=1000"`
+}
+
+// TLS is mutual TLS between nodes, with files in PEM.
+type TLS struct {
+	Certificate string `yaml:"certificate" validate:"required,startswith=/"`
+	Key         string `yaml:"key" validate:"required,startswith=/"`
+	CA          string `yaml:"ca" validate:"required,startswith=/"`
+}
+
+// PeerEntry is a node that this one migrates with.
+type PeerEntry struct {
+	Host    string `yaml:"host" validate:"required,hostname_rfc1123,max=253"`
+	Address string `yaml:"address" validate:"required,hostname_port|tcp_addr"`
+}
+
+// HTTP is the listener of metrics and probes.
+type HTTP struct {
+	// Listen is empty for no listener.
+	Listen string `yaml:"listen" validate:"omitempty,hostname_port|tcp_addr"`
+}
+
+// Policy is the signed word of the operator on what is accepted.
+type Policy struct {
+	File string `yaml:"file" validate:"required,startswith=/"`
+}
+
+// Collateral is what quotes are verified against.
+type Collateral struct {
+	// Dir holds tcb_info.json, qe_identity.json, pck_crl.der, root_ca_crl.der and tcb_signing_chain.pem.
+	Dir string `yaml:"dir" validate:"required,startswith=/"`
+}
+
+// Simulated is the simulated TEE. It protects nothing.
+type Simulated struct {
+	// Platform is the directory of this node's simulated processor.
+	Platform string `yaml:"platform" validate:"required,startswith=/"`
+	// Root is the test root's certificate, in PEM.
+	Root string `yaml:"root" validate:"required,startswith=/"`
+}
+
+// Integrity is what is measured on this host.
+type Integrity struct {
+	// TPM is "device:/dev/tpmrm0", "unix:PATH" or "tcp:HOST:PORT"; empty for a host without one, which peers may refuse.
+	TPM string `yaml:"tpm" validate:"omitempty,startswith=device:/|startswith=unix:/|startswith=tcp:"`
+	// PCRs that the TPM quote covers. Default 0 to 7.
+	PCRs []int `yaml:"pcrs" validate:"max=24,unique,dive,gte=0,lte=23"`
+	// Root is where the host's file system is seen from here; "/" by default, EGo's host mount in an enclave.
+	Root  string `yaml:"root" validate:"omitempty,startswith=/"`
+	Items []Item `yaml:"items" validate:"required,min=1,max=1000,dive"`
+}
+
+// Item is one thing to measure.
+type Item struct {
+	Name string `yaml:"name" validate:"required,max=128"`
+	// Kind is "file", "kernel-image" or "kernel-modules".
+	Kind string `yaml:"kind" validate:"required,oneof=file kernel-image kernel-modules"`
+	Path string `yaml:"path" validate:"required_if=Kind file,omitempty,startswith=/"`
+}
+
+// Sessions bounds sessions; see session.Limits for the defaults.
+type Sessions struct {
+	MaxOpen    int      `yaml:"max_open" validate:"gte=0,lte=100000"`
+	UnarmedTTL Duration `yaml:"unarmed_ttl" validate:"omitempty,duration"`
+	ArmedTTL   Duration `yaml:"armed_ttl" validate:"omitempty,duration"`
+	// ArmMaxAge is the age at which an integrity appraisal is made again before a session is armed. Default 30s; policy can only
+	// lower it.
+	ArmMaxAge Duration `yaml:"arm_max_age" validate:"omitempty,duration"`
+}
+
+// Log is the diagnostic log, on standard error.
+type Log struct {
+	Level string `yaml:"level" validate:"omitempty,oneof=debug info warn error"`
+	// Format is "json" or "text".
+	Format string `yaml:"format" validate:"omitempty,oneof=json text"`
+}
+
+// Duration is a time.Duration written as "30s" or "5m": positive, empty for the default.
+type Duration string
+
+// Or returns d, or def if d is empty.
+func (d Duration) Or(def time.Duration) time.Duration {
+	if v, ok := parseDuration(string(d)); ok {
+		return v
+	}
+	return def
+}
+
+func parseDuration(s string) (time.Duration, bool) {
+	v, err := time.ParseDuration(s)
+	return v, err == nil && v > 0
+}
+
+// FileMode is a file mode written in octal: "0660"; empty for the default.
+type FileMode string
+
+// Or returns m, or def if m is empty.
+func (m FileMode) Or(def fs.FileMode) fs.FileMode {
+	if v, ok := parseFileMode(string(m)); ok {
+		return v
+	}
+	return def
+}
+
+func parseFileMode(s string) (fs.FileMode, bool) {
+	v, err := strconv.ParseUint(s, 8, 32)
+	return fs.FileMode(v), err == nil && v <= 0o777
+}
+
+// Load reads and validates the file at path.
+func Load(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if info.Size() > MaxSize {
+		return nil, fmt.Errorf("configuration: %s has %d bytes, more than %d", path, info.Size(), MaxSize)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse reads and validates the bytes of a configuration. An error names the line and the reason.
+func Parse(raw []byte) (*Config, error) {
+	if len(raw) > MaxSize {
+		return nil, fmt.Errorf("%d bytes, more than %d", len(raw), MaxSize)
+	}
+	var c Config
+	dec := yaml.NewDecoder(strings.NewReader(string(raw)), yaml.DisallowUnknownField())
+	if err := dec.Decode(&c); err != nil {
+		return nil, explainDecode(err)
+	}
+	if err := validate(&c, raw); err != nil {
+		return nil, err
+	}
+	if err := c.crossCheck(); err != nil {
+		return nil, err
+	}
+	c.defaults()
+	return &c, nil
+}
+
+func (c *Config) defaults() {
+	if c.Peer.MaxHandshakes == 0 {
+		c.Peer.MaxHandshakes = 8
+	}
+	if c.Integrity.Root == "" {
+		c.Integrity.Root = "/"
+	}
+	if len(c.Integrity.PCRs) == 0 {
+		c.Integrity.PCRs = []int{0, 1, 2, 3, 4, 5, 6, 7}
+	}
+	if c.Log.Level == "" {
+		c.Log.Level = "info"
+	}
+	if c.Log.Format == "" {
+		c.Log.Format = "json"
+	}
+}
+
+// crossCheck is for rules that no single field can state.
+func (c *Config) crossCheck() error {
+	seen := map[string]bool{}
+	for _, p := range c.Peers {
+		if seen[p.Host] {
+			return fmt.Errorf("peers: host %s is listed twice", p.Host)
+		}
+		seen[p.Host] = true
+		if p.Host == c.Host {
+			return fmt.Errorf("peers: host %s is this node itself", p.Host)
+		}
+	}
+	names := map[string]bool{}
+	for _, it := range c.Integrity.Items {
+		if names[it.Name] {
+			return fmt.Errorf("integrity.items: name %s is listed twice", it.Name)
+		}
+		names[it.Name] = true
+	}
+	return nil
+}
