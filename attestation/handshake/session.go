@@ -3,6 +3,7 @@ package handshake
 import (
 	"context"
 	"crypto/ed25519"
+	"fmt"
 	"sync"
 	"time"
 
@@ -57,6 +58,9 @@ func (r *run) session(ch *channel.Channel) *Session {
 func (r *run) channel() (*channel.Channel, error) {
 	return r.schedule.Channel(r.role == v1.Role_ROLE_SOURCE, r.ctxHash)
 }
+
+// Format keeps every key of the session out of fmt.
+func (s *Session) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "session %x", s.ID) }
 
 // PeerHost is the host at the other end.
 func (s *Session) PeerHost() string {

@@ -1,0 +1,106 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/dcap"
+	"github.com/safeconduct/safeconduct/services/node/config"
+	"github.com/safeconduct/safeconduct/services/version"
+	"github.com/safeconduct/safeconduct/tee"
+	"github.com/safeconduct/safeconduct/tee/simulated"
+)
+
+// errNoSGX is what a build without SGX says to mode intel. It never falls back to the simulation.
+var errNoSGX = errors.New("mode is intel, but this build of safeconductd has no SGX support: it can run in mode simulated only, which protects nothing")
+
+// Command is safeconductd's command line for the simulated TEE.
+func Command() *cobra.Command {
+	var file, level string
+	var check bool
+	c := &cobra.Command{
+		Use:   "safeconductd",
+		Short: "Safeconduct's node service: attests peers and protects vTPM state during live migration",
+		Long: `Safeconduct's node service: attests peers and protects vTPM state during live migration.
+
+It runs until SIGINT or SIGTERM. Sessions in flight are then aborted; their VMs are safe on the source.`,
+		Version: version.Version, Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			if level != "" {
+				cfg.Log.Level = level
+			}
+			if check {
+				fmt.Fprintln(cmd.OutOrStdout(), file+": ok")
+				return nil
+			}
+			log, err := newLog(cmd.ErrOrStderr(), cfg.Log)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return runSimulated(ctx, cfg, log)
+		},
+	}
+	c.Flags().StringVar(&file, "config", "/etc/safeconduct/safeconductd.yaml", "configuration file")
+	c.Flags().StringVar(&level, "log-level", "", "debug, info, warn or error; replaces log.level")
+	c.Flags().BoolVar(&check, "check", false, "check the configuration and exit")
+	return c
+}
+
+func newLog(w io.Writer, cfg config.Log) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		return nil, fmt.Errorf("log level: %w", err)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "text" {
+		return slog.New(slog.NewTextHandler(w, options)), nil
+	}
+	return slog.New(slog.NewJSONHandler(w, options)), nil
+}
+
+// simulatedSigner names the signer of simulated enclaves; nothing is signed.
+const simulatedSigner = "safeconduct"
+
+// runSimulated runs the node in the simulated TEE: measured by its own executable, on the platform that the configuration names.
+func runSimulated(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	if cfg.Mode != tee.ModeSimulated {
+		return errNoSGX
+	}
+	measurement, err := simulated.MeasureExecutable("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("simulated measurement: %w", err)
+	}
+	enclave, err := simulated.Open(cfg.Simulated.Platform, simulated.Measurement{
+		MREnclave: measurement, MRSigner: simulated.SignerOf(simulatedSigner), ISVProdID: 1, ISVSVN: 1,
+	})
+	if err != nil {
+		return fmt.Errorf("simulated.platform: %w", err)
+	}
+	pem, err := os.ReadFile(cfg.Simulated.Root)
+	if err != nil {
+		return fmt.Errorf("simulated.root: %w", err)
+	}
+	pin, err := dcap.PinPEM(pem)
+	if err != nil {
+		return fmt.Errorf("simulated.root: %w", err)
+	}
+	if pin == dcap.IntelRoot() {
+		return errors.New("simulated.root: this is Intel's production root; a simulation is never judged under it")
+	}
+	return Run(ctx, cfg, enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}, log)
+}

@@ -1,0 +1,205 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/crypto/keyschedule"
+	"github.com/safeconduct/safeconduct/crypto/statestream"
+	"github.com/safeconduct/safeconduct/services/node/session"
+)
+
+// Bounds of one blob, in bytes. swtpm's largest state is well under 1 MiB.
+const (
+	maxBlob      = 8 << 20
+	maxBlobChunk = 1 << 20
+	sendChunk    = 256 << 10
+)
+
+// cryptoServer implements CryptoService, for the QEMU-side helpers.
+type cryptoServer struct {
+	v1.UnimplementedCryptoServiceServer
+	*node
+}
+
+// blobStream is what the two directions have in common: a header and data in, data and done out.
+type blobStream struct {
+	ctx  context.Context
+	recv func() (*v1.StateHeader, []byte, error)
+	send func(data []byte, done bool) error
+}
+
+// ProtectState implements CryptoService.
+func (c *cryptoServer) ProtectState(rpc v1.CryptoService_ProtectStateServer) error {
+	return c.cross(v1.Role_ROLE_SOURCE, &blobStream{
+		ctx: rpc.Context(),
+		recv: func() (*v1.StateHeader, []byte, error) {
+			m, err := rpc.Recv()
+			return m.GetHeader(), m.GetData(), err
+		},
+		send: func(data []byte, done bool) error { return rpc.Send(&v1.ProtectStateResponse{Data: data, Done: done}) },
+	}, protect)
+}
+
+// UnprotectState implements CryptoService. Nothing leaves before all of it is authentic.
+func (c *cryptoServer) UnprotectState(rpc v1.CryptoService_UnprotectStateServer) error {
+	return c.cross(v1.Role_ROLE_DESTINATION, &blobStream{
+		ctx: rpc.Context(),
+		recv: func() (*v1.StateHeader, []byte, error) {
+			m, err := rpc.Recv()
+			return m.GetHeader(), m.GetData(), err
+		},
+		send: func(data []byte, done bool) error {
+			return rpc.Send(&v1.UnprotectStateResponse{Data: data, Done: done})
+		},
+	}, unprotect)
+}
+
+// cross takes one blob across the enclave under the live session of its VM. A blob that fails ends the session: it serves one attempt.
+func (c *cryptoServer) cross(role v1.Role, stream *blobStream, transform blobTransform) error {
+	header, _, err := stream.recv()
+	if err != nil {
+		return refusal.New(v1.Reason_REASON_INVALID_REQUEST, "the stream ended before its header: %w", err)
+	}
+	if err := checkInstance(header.GetInstanceId()); err != nil {
+		return err
+	}
+	if t := header.GetType(); t < v1.StateType_STATE_TYPE_PERMANENT || t > v1.StateType_STATE_TYPE_SAVESTATE {
+		return invalid("type", "there is no blob type %d", t)
+	}
+	if !c.blobs.TryAcquire(1) {
+		return refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "too many blobs are crossing")
+	}
+	defer c.blobs.Release(1)
+	s, err := c.table.BeginBlob(header.GetInstanceId(), role, header.GetType())
+	if err != nil {
+		return err
+	}
+	if err := c.crossIn(s, header.GetType(), stream, transform); err != nil {
+		c.log.Warn("a blob did not cross; the session ends", "session", s.Record().ID.String(), "blob", session.BlobName(header.GetType()), "why", err)
+		c.abort(stream.ctx, s, refusal.From(err))
+		return err
+	}
+	return nil
+}
+
+func (c *cryptoServer) crossIn(s *session.Session, kind v1.StateType, stream *blobStream, transform blobTransform) error {
+	most := int64(maxBlob)
+	if s.Record().Role == v1.Role_ROLE_DESTINATION {
+		most = statestream.SealedSize(maxBlob)
+	}
+	in, err := stream.readAll(int(most))
+	defer clear(in)
+	if err != nil {
+		return err
+	}
+	hs, err := secrets(s)
+	if err != nil {
+		return err
+	}
+	key, err := hs.StateKey()
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	begun := c.now()
+	head := statestream.Header{Kind: statestream.KindState, Session: hs.ID, Type: byte(kind), Direction: statestream.SourceToDestination}
+	out, err := transform(key, head, in)
+	defer clear(out)
+	if err != nil {
+		return err
+	}
+	report := &v1.BlobReport{Type: kind, PlaintextBytes: uint64(len(in)), CiphertextBytes: uint64(len(out)), Elapsed: durationpb.New(c.now().Sub(begun))}
+	if s.Record().Role == v1.Role_ROLE_DESTINATION {
+		report.PlaintextBytes, report.CiphertextBytes = report.CiphertextBytes, report.PlaintextBytes
+	}
+	if err := s.EndBlob(report); err != nil {
+		return err
+	}
+	c.metrics.blob(s.Record().Role, report)
+	c.log.Info("blob crossed", "session", s.Record().ID.String(), "blob", session.BlobName(kind),
+		"plaintext_bytes", report.GetPlaintextBytes(), "ciphertext_bytes", report.GetCiphertextBytes())
+	return stream.writeAll(out)
+}
+
+// readAll reads the blob to the caller's half-close.
+func (b *blobStream) readAll(most int) ([]byte, error) {
+	buf := make([]byte, 0, 16<<10)
+	for {
+		header, data, err := b.recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return buf, nil
+		case err != nil:
+			return buf, refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)
+		case header != nil:
+			return buf, refusal.New(v1.Reason_REASON_INVALID_REQUEST, "a second header in one stream")
+		case len(data) > maxBlobChunk || len(buf)+len(data) > most:
+			return buf, refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "a blob of more than %d bytes", most)
+		}
+		grown := append(buf, data...)
+		if &grown[:1][0] != &buf[:1][0] {
+			clear(buf) // append moved it: leave no copy behind
+		}
+		buf = grown
+	}
+}
+
+func (b *blobStream) writeAll(out []byte) error {
+	for len(out) > 0 {
+		n := min(len(out), sendChunk)
+		if err := b.send(out[:n], false); err != nil {
+			return refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)
+		}
+		out = out[n:]
+	}
+	if err := b.send(nil, true); err != nil {
+		return refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)
+	}
+	return nil
+}
+
+type blobTransform func(key *keyschedule.Secret, head statestream.Header, in []byte) ([]byte, error)
+
+func protect(key *keyschedule.Secret, head statestream.Header, plaintext []byte) ([]byte, error) {
+	var out bytes.Buffer
+	out.Grow(int(statestream.SealedSize(int64(len(plaintext)))))
+	w, err := statestream.NewWriter(&out, key.Bytes(), head)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(plaintext); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+func unprotect(key *keyschedule.Secret, want statestream.Header, ciphertext []byte) ([]byte, error) {
+	r, err := statestream.NewReader(bytes.NewReader(ciphertext), key.Bytes(), want)
+	if err != nil {
+		return nil, streamRefusal(err)
+	}
+	plaintext := bytes.NewBuffer(make([]byte, 0, len(ciphertext)))
+	if _, err := io.Copy(plaintext, r); err != nil {
+		clear(plaintext.Bytes())
+		return nil, streamRefusal(err)
+	}
+	return plaintext.Bytes(), nil
+}
+
+// streamRefusal gives a failure of the record stream its reason.
+func streamRefusal(err error) error {
+	if errors.Is(err, statestream.ErrTruncated) {
+		return refusal.New(v1.Reason_REASON_CIPHERTEXT_TRUNCATED, "the blob ends before its end record: %w", err)
+	}
+	return refusal.New(v1.Reason_REASON_CIPHERTEXT_INVALID, "the blob is not authentic under this session: %w", err)
+}

@@ -1,0 +1,191 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/appraisal"
+	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/policy"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/integrity/appraise"
+	"github.com/safeconduct/safeconduct/integrity/hostlog"
+	"github.com/safeconduct/safeconduct/services/node/config"
+)
+
+// maxClockSkew is how far apart two hosts' clocks may be, the measuring included. Freshness rests on nonces; this catches a host whose
+// clock is wrong before its collateral dates mislead it.
+const maxClockSkew = 5 * time.Minute
+
+// judge appraises peers by this node's policy and collateral; it implements handshake.EvidenceAppraiser and handshake.LogAppraiser.
+type judge struct {
+	policy *policy.Loaded
+	quotes *quoteVerifier
+	now    func() time.Time
+}
+
+func newJudge(cfg *config.Config, root RootOfTrust, now func() time.Time) (*judge, error) {
+	raw, err := os.ReadFile(cfg.Policy.File)
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	p, err := policy.Parse(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", cfg.Policy.File, err)
+	}
+	if p.Mode != cfg.Mode {
+		return nil, fmt.Errorf("%s: the policy is for mode %s, this node runs in mode %s", cfg.Policy.File, p.Mode, cfg.Mode)
+	}
+	quotes, err := newQuoteVerifier(cfg.Collateral.Dir, root)
+	if err != nil {
+		return nil, err
+	}
+	return &judge{policy: p, quotes: quotes, now: now}, nil
+}
+
+// verdict on evidence. Attested is set as soon as the evidence is authentic, accepted or not.
+type verdict struct {
+	Claims   *appraisal.Claims
+	Attested *v1.Attested
+	Refusals []*refusal.Refusal
+}
+
+// appraise judges a quote. bound, if not nil, is what it must be bound to; host, if not empty, under whose enrolment it is judged.
+func (j *judge) appraise(quote []byte, bound *[64]byte, host string) *verdict {
+	return j.appraiseFor(quote, appraisal.Expectation{ReportData: bound, Host: host, Now: j.now()})
+}
+
+func (j *judge) appraiseFor(quote []byte, want appraisal.Expectation) *verdict {
+	claims, attested, err := j.quotes.verify(quote, want.Now)
+	if err != nil {
+		return &verdict{Refusals: []*refusal.Refusal{refusal.From(err)}}
+	}
+	attested.Host = want.Host
+	if pl, ok := j.policy.Enrolled(want.Host); ok {
+		attested.PlatformId = pl.PlatformID
+	}
+	return &verdict{Claims: claims, Attested: attested, Refusals: appraisal.Appraise(claims, &j.policy.Policy, want)}
+}
+
+// AppraiseEvidence implements handshake.EvidenceAppraiser.
+func (j *judge) AppraiseEvidence(_ context.Context, quote []byte, reportData [64]byte, host string, platform [32]byte) (*handshake.Peer, error) {
+	v := j.appraiseFor(quote, appraisal.Expectation{ReportData: &reportData, Host: host, PlatformID: &platform, Now: j.now()})
+	if err := first(v.Refusals); err != nil {
+		return nil, err
+	}
+	return &handshake.Peer{Attested: v.Attested, PPID: v.Claims.PPID}, nil
+}
+
+// first is the first objection, with the others counted and named in its message.
+func first(all []*refusal.Refusal) error {
+	if len(all) == 0 {
+		return nil
+	}
+	r := *all[0]
+	if len(all) > 1 {
+		var others []string
+		for _, o := range all[1:] {
+			others = append(others, o.Error())
+		}
+		r.Message += "; and further: " + strings.Join(others, "; ")
+	}
+	return &r
+}
+
+// AppraiseLog implements handshake.LogAppraiser.
+func (j *judge) AppraiseLog(_ context.Context, raw []byte, qualifying [32]byte, host string, platform [32]byte, peer *handshake.Peer) (*v1.Appraised, error) {
+	log, err := hostlog.Parse(raw)
+	if err != nil {
+		return nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "the log of %s: %w", host, err)
+	}
+	key, err := j.tpmKey(log, host, platform, peer)
+	if err != nil {
+		return nil, err
+	}
+	v := appraise.Appraise(log, &j.policy.Integrity, appraise.Expectation{
+		Host: host, Qualifying: qualifying, AKPublic: key, Now: j.now(), MaxAge: maxClockSkew,
+	})
+	if err := v.Err(); err != nil {
+		return nil, integrityRefusal(host, v, err)
+	}
+	return v.Summary(host, raw), nil
+}
+
+// tpmKey is the attestation key that the host's TPM quote must be made with: the enrolled one, or, in a fleet that does not enrol, the
+// one that makes the platform id which the peer was attested under.
+func (j *judge) tpmKey(log *v1.IntegrityLog, host string, platform [32]byte, peer *handshake.Peer) ([]byte, error) {
+	if pl, ok := j.policy.Enrolled(host); ok {
+		return pl.TPMKey, nil
+	}
+	key := log.GetTpmQuote().GetAkPublic()
+	if id := handshake.PlatformID(peer.PPID, key); !bytes.Equal(id[:], platform[:]) {
+		return nil, refusal.New(v1.Reason_REASON_PLATFORM_NOT_ENROLLED, "processor and TPM of host %s do not make the platform it claims to be", host).
+			On(host).Want(fmt.Sprintf("%x", id), fmt.Sprintf("%x", platform))
+	}
+	return key, nil
+}
+
+// integrityRefusal gives a verdict its reason: the TPM's, if only the TPM is at fault; the first mismatch is its item.
+func integrityRefusal(host string, v *appraise.Verdict, err error) error {
+	r := refusal.New(v1.Reason_REASON_INTEGRITY_MISMATCH, "the integrity log of host %s is not accepted: %w", host, err)
+	tpmOnly := true
+	for _, m := range v.Mismatches {
+		tpmOnly = tpmOnly && (m.Kind == appraise.KindTPMQuote || m.Kind == appraise.KindTPMMissing || m.Kind == appraise.KindTPMNotEnrolled)
+	}
+	if len(v.Mismatches) == 0 {
+		return r
+	}
+	if tpmOnly {
+		r.Reason = v1.Reason_REASON_TPM_QUOTE_INVALID
+	}
+	m := v.Mismatches[0]
+	return r.On(m.Item).Want(m.Found, m.Expected).Do(m.Remedy)
+}
+
+// ownPlatform is this node's platform id: what its own quote and its own TPM make.
+func (n *node) ownPlatform(ctx context.Context) ([32]byte, error) {
+	quote, err := n.enclave.Quote(ctx, evidenceReportData([]byte("own platform id")))
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("this enclave cannot make a quote: %w", err)
+	}
+	claims, _, err := n.judge.quotes.verify(quote, n.now())
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("this node cannot verify its own quote: %w", err)
+	}
+	key, err := n.logs.tpmKey(ctx)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return handshake.PlatformID(claims.PPID, key), nil
+}
+
+// selfCheck attests this node to itself as a peer would: quote, policy, enrolment, log. A node that fails it would be refused.
+func (n *node) selfCheck(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, n.handshakeTimeout)
+	defer cancel()
+	data := evidenceReportData([]byte("self-check"))
+	quote, err := n.enclave.Quote(ctx, data)
+	if err != nil {
+		return err
+	}
+	platform := n.hs.PlatformID
+	peer, err := n.judge.AppraiseEvidence(ctx, quote, data, n.host, platform)
+	if err == nil {
+		var log []byte
+		if log, err = n.logs.Log(ctx, [32]byte(data[:32])); err == nil {
+			_, err = n.judge.AppraiseLog(ctx, log, [32]byte(data[:32]), n.host, platform, peer)
+		}
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		r := refusal.From(err)
+		n.log.Warn("this node would be refused by its own policy", "reason", refusal.Name(r.Reason), "why", r.Message,
+			"item", r.Item, "found", r.Found, "expected", r.Expected, "do", r.RemedyText())
+	}
+	return err
+}

@@ -1,0 +1,213 @@
+// Package node is the node service: the gRPC services that run inside the enclave, and what they share. Each service has a file of its
+// own; this one holds what they share, run.go the composition.
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc/credentials"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/tee"
+)
+
+// Defaults of the configuration's durations.
+const (
+	defaultHandshakeTimeout = 20 * time.Second
+	defaultArmMaxAge        = 30 * time.Second
+	openTimeout             = 5 * time.Second
+	concludeTimeout         = 3 * time.Second
+	armTimeout              = 20 * time.Second
+	maxBlobsAtOnce          = 32
+)
+
+// node is the state that the services share.
+type node struct {
+	host      string
+	mode      v1.Mode
+	enclave   tee.Enclave
+	peerCreds credentials.TransportCredentials
+	log       *slog.Logger
+	now       func() time.Time
+	table     *session.Table
+	peers     *peers
+	hs        *handshake.Node
+	judge     *judge
+	logs      *hostLogs
+
+	handshakeTimeout time.Duration
+	armMaxAge        time.Duration
+	handshakes       *semaphore.Weighted
+	blobs            *semaphore.Weighted
+	metrics          *metrics
+
+	// background owns goroutines that outlive the call that started them; Run waits for it.
+	background sync.WaitGroup
+}
+
+// secrets returns the session's keys, once its handshake has ended well.
+func secrets(s *session.Session) (*handshake.Session, error) {
+	hs, ok := s.Secrets().(*handshake.Session)
+	if !ok {
+		return nil, refusal.New(v1.Reason_REASON_WRONG_STATE, "session %s is %s and has no keys", s.Record().ID, s.Record().State)
+	}
+	return hs, nil
+}
+
+// events makes a session follow its handshake.
+func (n *node) events(s *session.Session, progress func(*v1.StepReport)) handshake.Events {
+	return handshake.Events{
+		Attested: func(id [16]byte) error { return s.Attested(session.ID(id)) },
+		Step: func(step *v1.StepReport) {
+			s.Step(step)
+			n.metrics.step(step)
+			n.logStep(s, step)
+			if progress != nil {
+				progress(step)
+			}
+		},
+	}
+}
+
+func (n *node) logStep(s *session.Session, step *v1.StepReport) {
+	rec := s.Record()
+	attrs := []any{
+		"step", step.GetStep().String(), "instance", rec.Instance, "attempt", rec.Attempt.String(),
+		"source", rec.Source, "destination", rec.Destination, "elapsed", step.GetElapsed().AsDuration(),
+	}
+	if r := step.GetRefusal(); r != nil {
+		attrs = append(attrs, "reason", refusal.Name(r.GetReason()), "why", r.GetMessage(), "item", r.GetItem(),
+			"found", r.GetFound(), "expected", r.GetExpected(), "do", r.GetRemedy())
+		n.log.Warn("handshake refused", attrs...)
+		return
+	}
+	n.log.Info("handshake step passed", attrs...)
+}
+
+// changed is told of every transition, under the table's lock.
+func (n *node) changed(c session.Change) {
+	n.metrics.transition(c)
+	attrs := []any{
+		"session", c.Session.ID.String(), "instance", c.Session.Instance, "from", c.Previous.String(), "to", c.Session.State.String(),
+		"migration", c.Session.MigrationID,
+	}
+	if r := c.Session.Refusal; r != nil {
+		n.log.Warn("session ended", append(attrs, "reason", refusal.Name(r.Reason), "why", r.Message)...)
+		return
+	}
+	n.log.Info("session", attrs...)
+}
+
+// establish dials the peer and runs the handshake.
+func (n *node) establish(ctx context.Context, who session.Identity, progress func(*v1.StepReport)) (*session.Session, error) {
+	client, err := n.peers.client(who.Peer())
+	if err != nil {
+		return nil, err
+	}
+	s, err := n.table.Begin(who)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, n.handshakeTimeout, errHandshakeTime(n.handshakeTimeout))
+	defer cancel()
+	defer context.AfterFunc(s.Context(), cancel)()
+	if err := n.dial(ctx, client, s, progress); err != nil {
+		why := n.explain(ctx, err)
+		_ = s.Abort(why) // an ended session stays ended
+		return nil, why
+	}
+	return s, nil
+}
+
+// dial runs the dialler's side until the peer, too, has taken the session into its table.
+func (n *node) dial(ctx context.Context, client v1.PeerServiceClient, s *session.Session, progress func(*v1.StepReport)) error {
+	rpc, err := client.Handshake(ctx)
+	if err != nil {
+		return FromStatus(err)
+	}
+	stream := &dialStream{rpc}
+	rec := s.Record()
+	intent := handshake.Intent{Attempt: rec.Attempt, Instance: rec.Instance, Source: rec.Source, Destination: rec.Destination}
+	hs, err := n.hs.Dial(ctx, stream, rec.Role, intent, n.events(s, progress))
+	if err != nil {
+		return err
+	}
+	if err := s.Appraised(hs); err != nil {
+		return err
+	}
+	return stream.finish()
+}
+
+func errHandshakeTime(d time.Duration) error {
+	return refusal.New(v1.Reason_REASON_PEER_UNAVAILABLE, "the handshake did not end within %v", d)
+}
+
+// explain prefers the reason for which a context ended to the error that its ending caused.
+func (n *node) explain(ctx context.Context, err error) *refusal.Refusal {
+	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+		if r := refusal.From(err); r.Reason == v1.Reason_REASON_PEER_UNAVAILABLE || r.Reason == v1.Reason_REASON_INTERNAL {
+			return refusal.From(cause)
+		}
+	}
+	return refusal.From(err)
+}
+
+// abort ends a session for why and, on the source, tells the peer over the channel, as far as it can be told.
+func (n *node) abort(ctx context.Context, s *session.Session, why *refusal.Refusal) {
+	rec := s.Record()
+	hs, err := secrets(s)
+	if err == nil && rec.Role == v1.Role_ROLE_SOURCE && !rec.State.Ended() {
+		hs.DestroyTransferKeys()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), concludeTimeout)
+		defer cancel()
+		_, err = n.conclude(ctx, hs, &v1.ConcludePayload{Refusal: &v1.Refusal{Reason: why.Reason, Message: why.Message}})
+		if err != nil {
+			n.log.Warn("the peer could not be told of the abort; its session expires by itself",
+				"session", rec.ID.String(), "peer", rec.Peer(), "why", err)
+		}
+	}
+	_ = s.Abort(why) // an ended session stays as it ended
+}
+
+func (n *node) conclude(ctx context.Context, hs *handshake.Session, p *v1.ConcludePayload) (*v1.ConcludedPayload, error) {
+	client, err := n.peers.client(hs.PeerHost())
+	if err != nil {
+		return nil, err
+	}
+	answer, err := hs.Request(ctx, concludeSender(client, hs.ID[:]), &v1.ChannelPayload{Body: &v1.ChannelPayload_Conclude{Conclude: p}})
+	if err != nil {
+		return nil, err
+	}
+	if answer.GetConcluded() == nil {
+		return nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "the peer answered conclude with something else")
+	}
+	return answer.GetConcluded(), nil
+}
+
+// newAttempt draws an attempt id.
+func newAttempt() (id session.AttemptID) {
+	_, _ = rand.Read(id[:]) // crypto/rand.Read never fails
+	return id
+}
+
+// expireLoop ends sessions whose time is up.
+func (n *node) expireLoop(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			n.table.Expire()
+		}
+	}
+}

@@ -1,0 +1,247 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/config"
+	"github.com/safeconduct/safeconduct/services/node/local"
+	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/version"
+	"github.com/safeconduct/safeconduct/tee"
+)
+
+// maxLocalMessage bounds one gRPC message on the local socket: a chunk of a blob, or a log with its envelope.
+const maxLocalMessage = 9 << 20
+
+// selfCheckPeriod is how often the node attests itself to itself: quote daemons die silently.
+const selfCheckPeriod = time.Minute
+
+// Run is the node service: it composes everything from a validated configuration, serves until ctx ends, and stops in order. The enclave
+// decides the mode; a configuration for another is refused.
+func Run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, log *slog.Logger) error {
+	if enclave.Mode() != cfg.Mode {
+		return fmt.Errorf("the configuration says mode %s, but this enclave is %s", cfg.Mode, enclave.Mode())
+	}
+	log = log.With("mode", string(cfg.Mode), "host", cfg.Host)
+	if cfg.Mode == tee.ModeSimulated {
+		log.Warn("SIMULATED: this node has no hardware enclave; its keys and its proofs protect nothing")
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("state_dir: %w", err)
+	}
+	ledger, err := session.OpenLedger(filepath.Join(cfg.StateDir, "used-migrations"))
+	if err != nil {
+		return err
+	}
+	n, err := compose(ctx, cfg, enclave, root, ledger, log)
+	if err != nil {
+		return errors.Join(err, ledger.Close())
+	}
+	err = n.serve(ctx, cfg)
+	n.background.Wait()
+	return errors.Join(err, n.peers.close(), ledger.Close())
+}
+
+// compose builds the node and proves that it can do its work: read its policy, measure its host, attest itself.
+func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, ledger session.Ledger, log *slog.Logger) (*node, error) {
+	n := &node{
+		host: cfg.Host, log: log, now: time.Now, mode: modeOf(cfg.Mode), enclave: enclave,
+		handshakeTimeout: cfg.Peer.HandshakeTimeout.Or(defaultHandshakeTimeout),
+		armMaxAge:        cfg.Sessions.ArmMaxAge.Or(defaultArmMaxAge),
+		handshakes:       semaphore.NewWeighted(int64(cfg.Peer.MaxHandshakes)),
+		blobs:            semaphore.NewWeighted(maxBlobsAtOnce),
+		metrics:          newMetrics(string(cfg.Mode), version.Version),
+	}
+	var err error
+	if n.judge, err = newJudge(cfg, root, n.now); err != nil {
+		return nil, err
+	}
+	if n.logs, err = newHostLogs(cfg, n.now); err != nil {
+		return nil, err
+	}
+	platform, err := n.ownPlatform(ctx)
+	if err != nil {
+		return nil, err
+	}
+	serverCreds, clientCreds, err := peerCredentials(cfg.Peer.TLS)
+	if err != nil {
+		return nil, err
+	}
+	n.peerCreds = serverCreds
+	n.peers = newPeers(cfg.Peers, clientCreds)
+	n.table = session.NewTable(session.Limits{
+		Open: cfg.Sessions.MaxOpen, UnarmedTTL: cfg.Sessions.UnarmedTTL.Or(0), ArmedTTL: cfg.Sessions.ArmedTTL.Or(0),
+	}, ledger, n.now, n.changed)
+	n.hs = &handshake.Node{
+		Host: n.host, Mode: n.mode, PlatformID: platform, PolicyDigest: n.judge.policy.Digest,
+		Attester: enclave, Evidence: n.judge, Logs: n.logs, Reference: n.judge, Now: n.now, Rand: rand.Reader,
+	}
+	return n, nil
+}
+
+func modeOf(m tee.Mode) v1.Mode {
+	switch m {
+	case tee.ModeIntel:
+		return v1.Mode_MODE_INTEL
+	case tee.ModeSimulated:
+		return v1.Mode_MODE_SIMULATED
+	default:
+		return v1.Mode_MODE_UNSPECIFIED
+	}
+}
+
+// serve runs every listener until ctx ends or one fails.
+func (n *node) serve(ctx context.Context, cfg *config.Config) error {
+	ready := newReadiness()
+	localServer, err := n.localServer(cfg.Local, ready)
+	if err != nil {
+		return err
+	}
+	peerServer := n.peerServer(ready)
+	localListener, err := listenLocal(cfg.Local)
+	if err != nil {
+		return err
+	}
+	peerListener, err := listenTCP(ctx, "peer.listen", cfg.Peer.Listen)
+	if err != nil {
+		return errors.Join(err, localListener.Close())
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return localServer.Serve(localListener) })
+	group.Go(func() error { return peerServer.Serve(peerListener) })
+	if cfg.HTTP.Listen != "" {
+		httpListener, err := listenTCP(ctx, "http.listen", cfg.HTTP.Listen)
+		if err != nil {
+			localServer.Stop()
+			peerServer.Stop()
+			return errors.Join(err, group.Wait())
+		}
+		httpServer := &http.Server{
+			Handler: n.handler(ready), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+			WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		}
+		group.Go(func() error { return ignoreClosed(httpServer.Serve(httpListener)) })
+		group.Go(func() error { <-ctx.Done(); return ignoreClosed(httpServer.Close()) })
+	}
+	group.Go(func() error { n.expireLoop(ctx); return nil })
+	group.Go(func() error { ready.watch(ctx, selfCheckPeriod, n.selfCheck); return nil })
+	group.Go(func() error {
+		<-ctx.Done()
+		ready.set("stopping")
+		// Keys first: whatever still runs then fails, and the VM is safe on the source.
+		n.table.AbortAll(session.Restart, refusal.New(v1.Reason_REASON_RESTARTED, "the node service stops"), func(session.Record) bool { return false })
+		peerServer.Stop()
+		localServer.Stop()
+		return nil
+	})
+	n.log.Info("listening", "local", cfg.Local.Socket, "peer", peerListener.Addr().String(), "http", cfg.HTTP.Listen, "version", version.Version,
+		"platform_id", fmt.Sprintf("%x", n.hs.PlatformID), "policy_svn", n.judge.policy.SVN)
+	return group.Wait()
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// listenLocal makes the unix socket. A socket that nobody listens on is a leftover of a crash and is removed; any other file is not ours.
+func listenLocal(cfg config.Local) (net.Listener, error) {
+	if info, err := os.Lstat(cfg.Socket); err == nil {
+		if info.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("local.socket: %s exists and is no socket", cfg.Socket)
+		}
+		if conn, err := net.DialTimeout("unix", cfg.Socket, time.Second); err == nil {
+			return nil, errors.Join(fmt.Errorf("local.socket: another service listens on %s", cfg.Socket), conn.Close())
+		}
+		if err := os.Remove(cfg.Socket); err != nil {
+			return nil, fmt.Errorf("local.socket: %w", err)
+		}
+	}
+	l, err := net.Listen("unix", cfg.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("local.socket: %w", err)
+	}
+	if err := os.Chmod(cfg.Socket, cfg.SocketMode.Or(0o660)); err != nil {
+		return nil, errors.Join(fmt.Errorf("local.socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+func listenTCP(ctx context.Context, key, address string) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return l, nil
+}
+
+// serverLimits are the bounds that both gRPC servers share.
+func serverLimits(maxMessage int, streams uint32) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.MaxConcurrentStreams(streams),
+		grpc.ConnectionTimeout(5 * time.Second), grpc.MaxHeaderListSize(16 << 10),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 10 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+	}
+}
+
+func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, error) {
+	list := new(local.AllowList)
+	check := func(ctx context.Context, method string) error { return list.Check(ctx, method) }
+	options := append(serverLimits(maxLocalMessage, 256), grpc.Creds(local.Credentials{}))
+	s := grpc.NewServer(append(options, interceptors(toStatus, n.metrics.call, check)...)...)
+	v1.RegisterMigrationServiceServer(s, &migrationServer{node: n})
+	v1.RegisterCryptoServiceServer(s, &cryptoServer{node: n})
+	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
+	v1.RegisterIntegrityServiceServer(s, &integrityServer{node: n})
+	healthpb.RegisterHealthServer(s, ready.grpc)
+	reflection.Register(s)
+	always := []uint32{0, uint32(os.Getuid())}
+	filled, err := local.NewAllowList(s.GetServiceInfo(), cfg.Callers, slices.Compact(always)...)
+	if err != nil {
+		return nil, err
+	}
+	*list = *filled
+	return s, nil
+}
+
+func (n *node) peerServer(ready *readiness) *grpc.Server {
+	anyone := func(context.Context, string) error { return nil } // the handshake decides
+	options := append(serverLimits(maxPeerMessage, 64), grpc.Creds(n.peerCreds))
+	s := grpc.NewServer(append(options, interceptors(n.toPeer, n.metrics.call, anyone)...)...)
+	v1.RegisterPeerServiceServer(s, &peerServer{node: n})
+	v1.RegisterAttestationServiceServer(s, &publicAttestation{inner: &attestationServer{node: n}})
+	healthpb.RegisterHealthServer(s, ready.grpc)
+	return s
+}
+
+// toPeer logs what a peer was refused and tells it no more than it may know.
+func (n *node) toPeer(err error) error {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		r := refusal.From(err)
+		n.log.Warn("peer call refused", "reason", refusal.Name(r.Reason), "why", r.Message, "found", r.Found, "expected", r.Expected)
+	}
+	return toPeerStatus(err)
+}
