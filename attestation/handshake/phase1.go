@@ -6,7 +6,6 @@ import (
 	"crypto/ed25519"
 	"crypto/sha512"
 	"io"
-	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -33,7 +32,6 @@ type run struct {
 	peer                 *Peer
 	peerSign             ed25519.PublicKey
 	evidenceS, evidenceD []byte
-	begun                time.Time
 }
 
 // Dial runs the handshake as the node that called. role is the caller's.

@@ -60,7 +60,7 @@ func (r *run) channel() (*channel.Channel, error) {
 }
 
 // Format keeps every key of the session out of fmt.
-func (s *Session) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "session %x", s.ID) }
+func (s *Session) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "session %x", s.ID) }
 
 // PeerHost is the host at the other end.
 func (s *Session) PeerHost() string {

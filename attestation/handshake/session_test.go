@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -227,4 +228,13 @@ func FuzzFrame(f *testing.F) {
 			t.Error("an oversized hello passes")
 		}
 	})
+}
+
+func TestASessionDoesNotPrintItsKeys(t *testing.T) {
+	p := established(t)
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
+		if got := fmt.Sprintf(verb, p.s); got != fmt.Sprintf("session %x", p.s.ID) {
+			t.Errorf("%s prints %q", verb, got)
+		}
+	}
 }

@@ -43,8 +43,8 @@ It runs until SIGINT or SIGTERM. Sessions in flight are then aborted; their VMs 
 				cfg.Log.Level = level
 			}
 			if check {
-				fmt.Fprintln(cmd.OutOrStdout(), file+": ok")
-				return nil
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), file+": ok")
+				return err
 			}
 			log, err := newLog(cmd.ErrOrStderr(), cfg.Log)
 			if err != nil {

@@ -143,11 +143,12 @@ func (b *blobStream) readAll(most int) ([]byte, error) {
 		case len(data) > maxBlobChunk || len(buf)+len(data) > most:
 			return buf, refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "a blob of more than %d bytes", most)
 		}
-		grown := append(buf, data...)
-		if &grown[:1][0] != &buf[:1][0] {
-			clear(buf) // append moved it: leave no copy behind
+		if len(buf)+len(data) > cap(buf) {
+			grown := append(make([]byte, 0, 2*cap(buf)+len(data)), buf...)
+			clear(buf) // leave no copy behind
+			buf = grown
 		}
-		buf = grown
+		buf = append(buf, data...)
 	}
 }
 

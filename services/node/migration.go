@@ -202,7 +202,7 @@ func (m *migrationServer) Commit(ctx context.Context, req *v1.CommitRequest) (*v
 	if rec.Role == v1.Role_ROLE_SOURCE {
 		ctx, cancel := context.WithTimeout(ctx, concludeTimeout)
 		defer cancel()
-		if _, err := m.conclude(ctx, hs, &v1.ConcludePayload{Committed: true}); err != nil {
+		if err := m.conclude(ctx, hs, &v1.ConcludePayload{Committed: true}); err != nil {
 			return nil, err
 		}
 		if err := s.Commit(); err != nil {

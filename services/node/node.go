@@ -168,7 +168,7 @@ func (n *node) abort(ctx context.Context, s *session.Session, why *refusal.Refus
 		hs.DestroyTransferKeys()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), concludeTimeout)
 		defer cancel()
-		_, err = n.conclude(ctx, hs, &v1.ConcludePayload{Refusal: &v1.Refusal{Reason: why.Reason, Message: why.Message}})
+		err = n.conclude(ctx, hs, &v1.ConcludePayload{Refusal: &v1.Refusal{Reason: why.Reason, Message: why.Message}})
 		if err != nil {
 			n.log.Warn("the peer could not be told of the abort; its session expires by itself",
 				"session", rec.ID.String(), "peer", rec.Peer(), "why", err)
@@ -177,19 +177,20 @@ func (n *node) abort(ctx context.Context, s *session.Session, why *refusal.Refus
 	_ = s.Abort(why) // an ended session stays as it ended
 }
 
-func (n *node) conclude(ctx context.Context, hs *handshake.Session, p *v1.ConcludePayload) (*v1.ConcludedPayload, error) {
+// conclude tells the destination how the session ended, and returns nil once it has answered that it knows.
+func (n *node) conclude(ctx context.Context, hs *handshake.Session, p *v1.ConcludePayload) error {
 	client, err := n.peers.client(hs.PeerHost())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	answer, err := hs.Request(ctx, concludeSender(client, hs.ID[:]), &v1.ChannelPayload{Body: &v1.ChannelPayload_Conclude{Conclude: p}})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if answer.GetConcluded() == nil {
-		return nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "the peer answered conclude with something else")
+		return refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "the peer answered conclude with something else")
 	}
-	return answer.GetConcluded(), nil
+	return nil
 }
 
 // newAttempt draws an attempt id.

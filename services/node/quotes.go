@@ -81,6 +81,7 @@ func quoteRefusal(err error) error {
 		if e.Artefact == dcap.ArtefactSigningChain {
 			reason = v1.Reason_REASON_COLLATERAL_INVALID
 		}
+	default: // the quote's own fault
 	}
 	return refusal.New(reason, "the quote is not verified: %w", err).On(string(e.Artefact)).Want(e.Found, e.Expected)
 }

@@ -119,7 +119,7 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	peerServer := n.peerServer(ready)
-	localListener, err := listenLocal(cfg.Local)
+	localListener, err := listenLocal(ctx, cfg.Local)
 	if err != nil {
 		return err
 	}
@@ -168,19 +168,19 @@ func ignoreClosed(err error) error {
 }
 
 // listenLocal makes the unix socket. A socket that nobody listens on is a leftover of a crash and is removed; any other file is not ours.
-func listenLocal(cfg config.Local) (net.Listener, error) {
+func listenLocal(ctx context.Context, cfg config.Local) (net.Listener, error) {
 	if info, err := os.Lstat(cfg.Socket); err == nil {
 		if info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("local.socket: %s exists and is no socket", cfg.Socket)
 		}
-		if conn, err := net.DialTimeout("unix", cfg.Socket, time.Second); err == nil {
+		if conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", cfg.Socket); err == nil {
 			return nil, errors.Join(fmt.Errorf("local.socket: another service listens on %s", cfg.Socket), conn.Close())
 		}
 		if err := os.Remove(cfg.Socket); err != nil {
 			return nil, fmt.Errorf("local.socket: %w", err)
 		}
 	}
-	l, err := net.Listen("unix", cfg.Socket)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", cfg.Socket)
 	if err != nil {
 		return nil, fmt.Errorf("local.socket: %w", err)
 	}

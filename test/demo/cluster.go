@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -305,12 +304,10 @@ func lastLine(dir string) string {
 	if len(logs) == 0 {
 		return "no log"
 	}
-	f, err := os.Open(logs[len(logs)-1])
+	raw, err := os.ReadFile(logs[len(logs)-1])
 	if err != nil {
 		return err.Error()
 	}
-	defer f.Close()
-	raw, _ := io.ReadAll(f)
 	lines := bytes.Split(bytes.TrimSpace(raw), []byte("\n"))
 	return string(lines[len(lines)-1])
 }

@@ -21,11 +21,11 @@ func main() {
 	flag.StringVar(&d.out, "out", "build/demo", "directory of report.json and the logs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
-	defer cancel()
 	err := d.run(ctx)
 	d.stopAll()
+	cancel()
+	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "\ndemo FAILED: %v\nlogs: %s\n", err, d.dir)
 		os.Exit(1)
@@ -137,4 +137,4 @@ func (d *demo) run(ctx context.Context) error {
 
 func say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 
-func title(format string, args ...any) { fmt.Printf("\n== "+format+"\n", args...) }
+func title(text string) { fmt.Printf("\n== %s\n", text) }

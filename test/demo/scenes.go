@@ -334,8 +334,12 @@ func (d *demo) afterwards(ctx context.Context, s *v1.Session) error {
 			return fmt.Errorf("the session is %v on %s", got.GetSession().GetState(), name)
 		}
 	}
-	if err := d.arm(ctx, "demo-2"); node.FromStatus(err) == nil || node.FromStatus(err).Reason != v1.Reason_REASON_NO_SESSION {
-		return fmt.Errorf("the ended session can be armed again: %v", err)
+	err := d.arm(ctx, "demo-2")
+	if err == nil {
+		return errors.New("the ended session can be armed again")
+	}
+	if node.FromStatus(err).Reason != v1.Reason_REASON_NO_SESSION {
+		return fmt.Errorf("the ended session can be armed again: %w", err)
 	}
 	return nil
 }

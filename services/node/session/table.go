@@ -13,11 +13,11 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 )
 
-// ID names a session: 16 bytes, the same on both nodes, public. AttemptID is its dialler's name for it, 16 random bytes.
-type (
-	ID        [16]byte
-	AttemptID [16]byte
-)
+// ID names a session: 16 bytes, the same on both nodes, public.
+type ID [16]byte
+
+// AttemptID is the dialler's name for a session, 16 random bytes.
+type AttemptID [16]byte
 
 func (id ID) String() string        { return hex.EncodeToString(id[:]) }
 func (id AttemptID) String() string { return hex.EncodeToString(id[:]) }
@@ -300,7 +300,7 @@ func (t *Table) endLocked(s *Session) {
 		s.secrets.Destroy()
 	}
 	s.settle()
-	var cause error = errSessionOver
+	cause := errSessionOver
 	if s.rec.Refusal != nil {
 		cause = s.rec.Refusal
 	}

@@ -1,0 +1,242 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/dcap"
+	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/policy"
+	"github.com/safeconduct/safeconduct/integrity/appraise"
+	"github.com/safeconduct/safeconduct/services/node/config"
+	"github.com/safeconduct/safeconduct/tee"
+	"github.com/safeconduct/safeconduct/tee/simulated"
+)
+
+const vmID = "0c6f1d3e-5b1f-4d62-9b0a-3a4f7f5f0c11"
+
+// rig is two whole node services in one process, on real sockets, with simulated enclaves and one measured file each.
+type rig struct {
+	dir      string
+	src, dst *testNode
+}
+
+type testNode struct {
+	name, dir, address, file string
+	cfg                      *config.Config
+	enclave                  *simulated.Platform
+	root                     RootOfTrust
+	conn                     *grpc.ClientConn
+	stop                     func()
+}
+
+func (n *testNode) migration() v1.MigrationServiceClient { return v1.NewMigrationServiceClient(n.conn) }
+func (n *testNode) crypto() v1.CryptoServiceClient       { return v1.NewCryptoServiceClient(n.conn) }
+
+// change alters what a rig is built from, before its nodes start.
+type change func(r *rig, p *policy.Policy)
+
+func newRig(t testing.TB, changes ...change) *rig {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sc-node-") // unix socket paths are short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	authority, err := simulated.CreateAuthority(filepath.Join(dir, "authority"), simulated.AuthorityOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin, err := dcap.PinPEM(authority.RootPEM())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{dir: dir}
+	p := &policy.Policy{Schema: policy.Schema, SVN: 1, Mode: tee.ModeSimulated}
+	p.Integrity = appraise.ReferenceValues{Files: map[string]appraise.File{}, TPM: appraise.TPM{Required: new(bool)}}
+	measurement := simulated.Measurement{MREnclave: [32]byte{1}, MRSigner: simulated.SignerOf("test"), ISVProdID: 1, ISVSVN: 1}
+	p.Enclaves = []policy.Enclave{{MREnclave: measurement.MREnclave[:]}}
+	for i, dst := range []**testNode{&r.src, &r.dst} {
+		n := &testNode{name: []string{"compute1", "compute2"}[i], root: RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}}
+		n.dir = filepath.Join(dir, n.name)
+		ppid := [16]byte{byte(i + 1)}
+		if err := authority.CreatePlatform(filepath.Join(n.dir, "platform"), simulated.PlatformOptions{PPID: ppid}); err != nil {
+			t.Fatal(err)
+		}
+		if n.enclave, err = simulated.Open(filepath.Join(n.dir, "platform"), measurement); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.address = l.Addr().String()
+		l.Close()
+		n.file = filepath.Join(n.dir, "qemu")
+		if err := os.WriteFile(n.file, []byte("a VMM"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		id := handshake.PlatformID(ppid, nil)
+		p.Platforms = append(p.Platforms, policy.Platform{Host: n.name, PlatformID: id[:]})
+		*dst = n
+	}
+	digest := appraise.Digest(sha256.Sum256([]byte("a VMM")))
+	p.Integrity.Files["vmm/qemu"] = appraise.File{SHA256: []appraise.Digest{digest}}
+	for _, n := range []*testNode{r.src, r.dst} {
+		n.cfg = r.config(n)
+	}
+	for _, c := range changes {
+		c(r, p)
+	}
+	raw, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "policy.json"), raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.src.start(t)
+	r.dst.start(t)
+	return r
+}
+
+func (r *rig) config(n *testNode) *config.Config {
+	other := r.src
+	if n == r.src {
+		other = r.dst
+	}
+	return &config.Config{
+		Mode: tee.ModeSimulated, Host: n.name, StateDir: filepath.Join(n.dir, "state"),
+		Local:      config.Local{Socket: filepath.Join(n.dir, "s")},
+		Peer:       config.Peer{Listen: n.address, MaxHandshakes: 8},
+		Policy:     config.Policy{File: filepath.Join(r.dir, "policy.json")},
+		Collateral: config.Collateral{Dir: filepath.Join(r.dir, "authority")},
+		Integrity:  config.Integrity{Root: "/", Items: []config.Item{{Name: "vmm/qemu", Kind: "file", Path: n.file}}},
+		Peers:      []config.PeerEntry{{Host: other.name, Address: other.address}},
+	}
+}
+
+func (n *testNode) start(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, n.cfg, n.enclave, n.root, slog.New(slog.NewTextHandler(io.Discard, nil))) }()
+	var once sync.Once
+	n.stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("%s: %v", n.name, err)
+			}
+		})
+	}
+	var err error
+	if n.conn, err = grpc.NewClient("unix://"+n.cfg.Local.Socket, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		t.Fatal(err)
+	}
+	conn := n.conn
+	t.Cleanup(func() { conn.Close(); n.stop() })
+	wait, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	defer stop()
+	if _, err := healthpb.NewHealthClient(n.conn).Check(wait, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Fatalf("%s does not answer: %v", n.name, err)
+	}
+}
+
+func (n *testNode) establish(ctx context.Context, peer string, role v1.Role) (*v1.Session, error) {
+	return n.establishAttempt(ctx, &v1.EstablishRequest{InstanceId: vmID, PeerHost: peer, Role: role})
+}
+
+func (n *testNode) establishAttempt(ctx context.Context, req *v1.EstablishRequest) (*v1.Session, error) {
+	rpc, err := n.migration().Establish(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		event, err := rpc.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if event.GetSession() != nil {
+			return event.GetSession(), nil
+		}
+	}
+}
+
+func (r *rig) armed(t testing.TB, migration string) *v1.Session {
+	t.Helper()
+	s, err := r.src.establish(context.Background(), "compute2", v1.Role_ROLE_SOURCE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.src.arm(migration); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (n *testNode) arm(migration string) (*v1.ArmResponse, error) {
+	return n.migration().Arm(context.Background(), &v1.ArmRequest{InstanceId: vmID, DestinationHost: "compute2", MigrationId: migration, ReturnPath: true})
+}
+
+func (n *testNode) protect(kind v1.StateType, plaintext []byte) ([]byte, error) {
+	rpc, err := n.crypto().ProtectState(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	// A refusal shows in Recv: errors of Send only say that the stream has ended.
+	_ = rpc.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind}}})
+	_ = rpc.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Data{Data: plaintext}})
+	_ = rpc.CloseSend()
+	return collect(func() ([]byte, bool, error) { m, err := rpc.Recv(); return m.GetData(), m.GetDone(), err })
+}
+
+func (n *testNode) unprotect(kind v1.StateType, ciphertext []byte) ([]byte, error) {
+	rpc, err := n.crypto().UnprotectState(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	_ = rpc.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind}}})
+	_ = rpc.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Data{Data: ciphertext}})
+	_ = rpc.CloseSend()
+	return collect(func() ([]byte, bool, error) { m, err := rpc.Recv(); return m.GetData(), m.GetDone(), err })
+}
+
+func collect(recv func() ([]byte, bool, error)) ([]byte, error) {
+	var out []byte
+	for {
+		data, done, err := recv()
+		if errors.Is(err, io.EOF) {
+			return nil, io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, data...)
+		if done {
+			return out, nil
+		}
+	}
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
