@@ -39,7 +39,7 @@ test: ## Unit and integration tests under the race detector; no root, no QEMU
 
 .PHONY: e2e
 e2e: deps build ## End-to-end suite: real QEMU and swtpm, fault injection; root
-	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e/... ./test/vm/...
+	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/vm/... ./services/vtpm/...
 
 .PHONY: fuzz
 FUZZTIME ?= 20s

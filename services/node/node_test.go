@@ -16,7 +16,13 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if file := os.Getenv(childEnv); file != "" {
+		runChild(file)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	permanent = v1.StateType_STATE_TYPE_PERMANENT

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,7 +24,7 @@ import (
 // maxPeerMessage bounds one gRPC message on the peer port: an integrity log of 8 MiB and its envelope.
 const maxPeerMessage = 9 << 20
 
-// Rate of handshakes that one peer may begin: a burst for an evacuation, then one a second.
+// Rate of handshakes that one peer may begin, unless configured: a burst for an evacuation, then one a second.
 const (
 	handshakeBurst = 32
 	handshakeRate  = rate.Limit(1)
@@ -43,10 +44,14 @@ type peer struct {
 	conn    *grpc.ClientConn
 }
 
-func newPeers(entries []config.PeerEntry, creds credentials.TransportCredentials) *peers {
+func newPeers(entries []config.PeerEntry, perSecond float64, creds credentials.TransportCredentials) *peers {
+	limit := rate.Limit(perSecond)
+	if limit == 0 {
+		limit = handshakeRate
+	}
 	p := &peers{creds: creds, byKey: make(map[string]*peer, len(entries))}
 	for _, e := range entries {
-		p.byKey[e.Host] = &peer{address: e.Address, limiter: rate.NewLimiter(handshakeRate, handshakeBurst)}
+		p.byKey[e.Host] = &peer{address: e.Address, limiter: rate.NewLimiter(limit, handshakeBurst)}
 	}
 	return p
 }
@@ -60,7 +65,11 @@ func (p *peers) client(host string) (v1.PeerServiceClient, error) {
 		return nil, unknownPeer(host)
 	}
 	if entry.conn == nil {
-		conn, err := grpc.NewClient("passthrough:///"+entry.address,
+		target := entry.address
+		if !strings.HasPrefix(target, "unix:") {
+			target = "passthrough:///" + target
+		}
+		conn, err := grpc.NewClient(target,
 			grpc.WithTransportCredentials(p.creds),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxPeerMessage), grpc.MaxCallSendMsgSize(maxPeerMessage)),
 			grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 3 * time.Second}))
@@ -81,7 +90,7 @@ func (p *peers) admit(host string, now time.Time) error {
 		return unknownPeer(host)
 	}
 	if !entry.limiter.AllowN(now, 1) {
-		return refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "peer %s began more handshakes than one a second", host)
+		return refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "peer %s began handshakes faster than it may", host)
 	}
 	return nil
 }

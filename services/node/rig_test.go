@@ -70,7 +70,7 @@ func newRig(t testing.TB, changes ...change) *rig {
 	r := &rig{dir: dir}
 	p := &policy.Policy{Schema: policy.Schema, SVN: 1, Mode: tee.ModeSimulated}
 	p.Integrity = appraise.ReferenceValues{Files: map[string]appraise.File{}, TPM: appraise.TPM{Required: new(bool)}}
-	measurement := simulated.Measurement{MREnclave: [32]byte{1}, MRSigner: simulated.SignerOf("test"), ISVProdID: 1, ISVSVN: 1}
+	measurement := testMeasurement()
 	p.Enclaves = []policy.Enclave{{MREnclave: measurement.MREnclave[:]}}
 	for i, dst := range []**testNode{&r.src, &r.dst} {
 		n := &testNode{name: []string{"compute1", "compute2"}[i], root: RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}}
@@ -116,6 +116,10 @@ func newRig(t testing.TB, changes ...change) *rig {
 	return r
 }
 
+func testMeasurement() simulated.Measurement {
+	return simulated.Measurement{MREnclave: [32]byte{1}, MRSigner: simulated.SignerOf("test"), ISVProdID: 1, ISVSVN: 1}
+}
+
 func (r *rig) config(n *testNode) *config.Config {
 	other := r.src
 	if n == r.src {
@@ -152,6 +156,18 @@ func (n *testNode) start(t testing.TB) {
 	}
 	conn := n.conn
 	t.Cleanup(func() { conn.Close(); n.stop() })
+	n.await(t)
+}
+
+// await waits until the node service answers.
+func (n *testNode) await(t testing.TB) {
+	t.Helper()
+	for range 2000 { // the first connection would otherwise be refused, and gRPC then waits a second
+		if _, err := os.Stat(n.cfg.Local.Socket); err == nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	wait, stop := context.WithTimeout(context.Background(), 20*time.Second)
 	defer stop()
 	if _, err := healthpb.NewHealthClient(n.conn).Check(wait, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -89,7 +90,7 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 		return nil, err
 	}
 	n.peerCreds = serverCreds
-	n.peers = newPeers(cfg.Peers, clientCreds)
+	n.peers = newPeers(cfg.Peers, cfg.Peer.HandshakesPerSecond, clientCreds)
 	n.table = session.NewTable(session.Limits{
 		Open: cfg.Sessions.MaxOpen, UnarmedTTL: cfg.Sessions.UnarmedTTL.Or(0), ArmedTTL: cfg.Sessions.ArmedTTL.Or(0),
 	}, ledger, n.now, n.changed)
@@ -119,11 +120,11 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	peerServer := n.peerServer(ready)
-	localListener, err := listenLocal(ctx, cfg.Local)
+	localListener, err := listenUnix(ctx, "local.socket", cfg.Local.Socket, cfg.Local.SocketMode.Or(0o660))
 	if err != nil {
 		return err
 	}
-	peerListener, err := listenTCP(ctx, "peer.listen", cfg.Peer.Listen)
+	peerListener, err := listenPeer(ctx, cfg.Peer)
 	if err != nil {
 		return errors.Join(err, localListener.Close())
 	}
@@ -167,25 +168,32 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// listenLocal makes the unix socket. A socket that nobody listens on is a leftover of a crash and is removed; any other file is not ours.
-func listenLocal(ctx context.Context, cfg config.Local) (net.Listener, error) {
-	if info, err := os.Lstat(cfg.Socket); err == nil {
+func listenPeer(ctx context.Context, cfg config.Peer) (net.Listener, error) {
+	if path, ok := strings.CutPrefix(cfg.Listen, "unix:"); ok {
+		return listenUnix(ctx, "peer.listen", path, 0o600)
+	}
+	return listenTCP(ctx, "peer.listen", cfg.Listen)
+}
+
+// listenUnix makes a unix socket. A socket that nobody listens on is a leftover of a crash and is removed; any other file is not ours.
+func listenUnix(ctx context.Context, key, path string, mode fs.FileMode) (net.Listener, error) {
+	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != fs.ModeSocket {
-			return nil, fmt.Errorf("local.socket: %s exists and is no socket", cfg.Socket)
+			return nil, fmt.Errorf("%s: %s exists and is no socket", key, path)
 		}
-		if conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", cfg.Socket); err == nil {
-			return nil, errors.Join(fmt.Errorf("local.socket: another service listens on %s", cfg.Socket), conn.Close())
+		if conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); err == nil {
+			return nil, errors.Join(fmt.Errorf("%s: another service listens on %s", key, path), conn.Close())
 		}
-		if err := os.Remove(cfg.Socket); err != nil {
-			return nil, fmt.Errorf("local.socket: %w", err)
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("%s: %w", key, err)
 		}
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", cfg.Socket)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("local.socket: %w", err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
-	if err := os.Chmod(cfg.Socket, cfg.SocketMode.Or(0o660)); err != nil {
-		return nil, errors.Join(fmt.Errorf("local.socket: %w", err), l.Close())
+	if err := os.Chmod(path, mode); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", key, err), l.Close())
 	}
 	return l, nil
 }

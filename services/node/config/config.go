@@ -51,13 +51,16 @@ type Local struct {
 
 // Peer is the TCP port for other node services.
 type Peer struct {
-	Listen string `yaml:"listen" validate:"required,hostname_port|tcp_addr"`
+	// Listen is HOST:PORT, or unix:PATH where something else carries the connection between the nodes.
+	Listen string `yaml:"listen" validate:"required,hostname_port|tcp_addr|startswith=unix:/"`
 	// TLS is defence in depth; the handshake does not rest on it.
 	TLS *TLS `yaml:"tls"`
 	// HandshakeTimeout bounds one handshake, both phases. Default 20s.
 	HandshakeTimeout Duration `yaml:"handshake_timeout" validate:"omitempty,duration"`
 	// MaxHandshakes bounds handshakes under way at once. Default 8.
 	MaxHandshakes int `yaml:"max_handshakes" validate:"gte=0,lte=1000"`
+	// HandshakesPerSecond that one peer may begin, after a burst of 32. Default 1.
+	HandshakesPerSecond float64 `yaml:"handshakes_per_second" validate:"gte=0,lte=1000000"`
 }
 
 // TLS is mutual TLS between nodes, with files in PEM.
@@ -70,7 +73,7 @@ type TLS struct {
 // PeerEntry is a node that this one migrates with.
 type PeerEntry struct {
 	Host    string `yaml:"host" validate:"required,hostname_rfc1123,max=253"`
-	Address string `yaml:"address" validate:"required,hostname_port|tcp_addr"`
+	Address string `yaml:"address" validate:"required,hostname_port|tcp_addr|startswith=unix:/"`
 }
 
 // HTTP is the listener of metrics and probes.

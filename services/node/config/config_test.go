@@ -64,7 +64,7 @@ func TestABadFileIsRefusedWithTheLineAndTheReason(t *testing.T) {
 		"an unknown top-level key":                   {"host: compute1", "host: compute1\ncolour: red", `line 3: colour: unknown key`},
 		"a missing mode":                             {"mode: simulated", "", "mode: is missing"},
 		"a mode that does not exist":                 {"mode: simulated", "mode: none", `line 1: mode: "none" is not one of: intel simulated`},
-		"a port that is no port":                     {"0.0.0.0:7443", "nowhere", `line 10: peer.listen: "nowhere" is not HOST:PORT`},
+		"a port that is no port":                     {"0.0.0.0:7443", "nowhere", `line 10: peer.listen: "nowhere" is not HOST:PORT or unix:PATH`},
 		"a relative path":                            {"/etc/safeconduct/policy.json", "policy.json", `line 18: policy.file: "policy.json" does not start with "/"`},
 		"a duration without a unit":                  {"10s", "10", `line 11: peer.handshake_timeout: "10" is not a duration`},
 		"a key given twice":                          {"host: compute1", "host: compute1\nhost: compute3", "line 3: "},

@@ -108,6 +108,8 @@ func complaint(fe validator.FieldError) string {
 		return fmt.Sprintf("%q does not start with %q", got, fe.Param())
 	case "startswith=device:/|startswith=unix:/|startswith=tcp:":
 		return fmt.Sprintf("%q is not device:/dev/..., unix:/... or tcp:HOST:PORT", got)
+	case "hostname_port|tcp_addr|startswith=unix:/":
+		return fmt.Sprintf("%q is not HOST:PORT or unix:PATH", got)
 	case "hostname_port|tcp_addr":
 		return fmt.Sprintf("%q is not HOST:PORT", got)
 	case "duration":
