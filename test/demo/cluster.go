@@ -34,9 +34,11 @@ const realSWTPM = "/usr/bin/swtpm"
 // host is one compute node of the demo.
 type host struct {
 	name, dir, peer, swtpm, tpm string
-	ppid                        [16]byte
-	conn                        *grpc.ClientConn
-	daemon                      *process
+	// netns is the host's network namespace and ip its address there; both empty without root.
+	netns, ip string
+	ppid      [16]byte
+	conn      *grpc.ClientConn
+	daemon    *process
 }
 
 func (h *host) socket() string                        { return filepath.Join(h.dir, "node.sock") }
@@ -113,9 +115,19 @@ func (d *demo) setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	separate := os.Getuid() == 0
+	if separate {
+		if err := d.network(ctx); err != nil {
+			say("no network namespaces here, so two port sets instead: %v", err)
+			separate = false
+		}
+	}
 	d.nodes = map[string]*host{}
 	for i, name := range []string{"compute1", "compute2"} {
 		h := &host{name: name, dir: filepath.Join(d.dir, name), ppid: [16]byte{0: byte(i + 1), 15: 0x5c}}
+		if separate {
+			h.netns, h.ip = netnsName(i), fmt.Sprintf("10.203.77.%d", i+1)
+		}
 		d.nodes[name] = h
 		if err := d.prepare(ctx, authority, h); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -128,7 +140,45 @@ func (d *demo) setUp(ctx context.Context) error {
 		if err := d.startNode(ctx, h, filepath.Join(d.bin, "safeconductd")); err != nil {
 			return err
 		}
-		say("%s: safeconductd on %s, peer port %s, host TPM: a swtpm of its own", h.name, filepath.Base(h.socket()), h.peer)
+		where := "no network namespace of its own (not root)"
+		if h.netns != "" {
+			where = "network namespace " + h.netns
+		}
+		say("%s: %s, peer port %s, host TPM: a swtpm of its own", h.name, where, h.peer)
+	}
+	return nil
+}
+
+func netnsName(i int) string { return fmt.Sprintf("sc-demo-%d-%d", os.Getpid(), i+1) }
+
+// network gives the two hosts network namespaces of their own, joined by a wire (veth). They are removed at the end.
+func (d *demo) network(ctx context.Context) error {
+	a, b := netnsName(0), netnsName(1)
+	for _, ns := range []string{a, b} {
+		if err := ip(ctx, "netns", "add", ns); err != nil {
+			return err
+		}
+		d.started = append(d.started, func() { _ = ip(context.WithoutCancel(ctx), "netns", "del", ns) })
+	}
+	if err := ip(ctx, "-n", a, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", b); err != nil {
+		return err
+	}
+	for i, ns := range []string{a, b} {
+		for _, args := range [][]string{
+			{"addr", "add", fmt.Sprintf("10.203.77.%d/24", i+1), "dev", "wire"}, {"link", "set", "wire", "up"}, {"link", "set", "lo", "up"},
+		} {
+			if err := ip(ctx, append([]string{"-n", ns}, args...)...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func ip(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("ip %v: %w: %s", args, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
@@ -141,13 +191,17 @@ func (d *demo) prepare(ctx context.Context, authority *simulated.Authority, h *h
 	if err := authority.CreatePlatform(filepath.Join(h.dir, "platform"), simulated.PlatformOptions{PPID: h.ppid}); err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	h.peer = l.Addr().String()
-	if err := l.Close(); err != nil {
-		return err
+	if h.netns != "" {
+		h.peer = h.ip + ":7443"
+	} else {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		h.peer = l.Addr().String()
+		if err := l.Close(); err != nil {
+			return err
+		}
 	}
 	h.swtpm = filepath.Join(h.dir, "swtpm")
 	if err := copyFile(realSWTPM, h.swtpm, nil); err != nil {
@@ -280,7 +334,11 @@ func (d *demo) startNode(ctx context.Context, h *host, binary string) error {
 		return err
 	}
 	var err error
-	if h.daemon, err = d.start(filepath.Join(h.dir, fmt.Sprintf("node-%d.log", len(d.started))), nil, binary, "--config", file); err != nil {
+	args := []string{binary, "--config", file}
+	if h.netns != "" {
+		args = append([]string{"ip", "netns", "exec", h.netns}, args...)
+	}
+	if h.daemon, err = d.start(filepath.Join(h.dir, fmt.Sprintf("node-%d.log", len(d.started))), nil, args[0], args[1:]...); err != nil {
 		return err
 	}
 	if h.conn, err = grpc.NewClient("unix://"+h.socket(), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {

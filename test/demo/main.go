@@ -40,6 +40,7 @@ type demo struct {
 	started           []stopper
 	nodes             map[string]*host
 	initrd, kernel    string
+	ports             int // migration ports used so far
 	report            report
 }
 

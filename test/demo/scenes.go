@@ -53,7 +53,7 @@ func (d *demo) guestOn(ctx context.Context, h *host, label, incoming string, pro
 	if err := until(ctx, "control socket", func() error { _, err := os.Stat(ctrl); return err }); err != nil {
 		return nil, nil, err
 	}
-	guest, err := vm.Start(ctx, vm.Config{Name: label, Dir: dir, Kernel: d.kernel, Initrd: d.initrd, TPMCtrlSocket: ctrl, Incoming: incoming})
+	guest, err := vm.Start(ctx, vm.Config{Name: label, Dir: dir, Kernel: d.kernel, Initrd: d.initrd, TPMCtrlSocket: ctrl, Incoming: incoming, Netns: h.netns})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -179,12 +179,18 @@ type migration struct {
 func (d *demo) attempt(ctx context.Context, src *vm.VM, label string, protected bool, mutator vm.Mutator) (*migration, error) {
 	h := d.nodes["compute2"]
 	in, relayed := "unix:"+filepath.Join(h.dir, label+".in"), "unix:"+filepath.Join(d.dir, label+".mig")
+	from := d.nodes["compute1"]
+	if h.netns != "" { // over the wire between the namespaces; the relay stands at its source end
+		d.ports++
+		in, relayed = fmt.Sprintf("tcp:%s:%d", h.ip, 49152+d.ports), fmt.Sprintf("tcp:%s:%d", from.ip, 49152+d.ports)
+	}
 	m := new(migration)
 	var err error
 	if m.dst, m.helper, err = d.guestOn(ctx, h, label, in, protected); err != nil {
 		return nil, err
 	}
-	relay := &vm.Relay{Listen: relayed, Forward: in, Capture: filepath.Join(d.dir, label+".capture"), Mutator: mutator}
+	relay := &vm.Relay{Listen: relayed, Forward: in, Capture: filepath.Join(d.dir, label+".capture"), Mutator: mutator,
+		ListenNetns: from.netns, ForwardNetns: from.netns}
 	if err := relay.Start(ctx); err != nil {
 		return nil, err
 	}
