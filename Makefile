@@ -38,7 +38,8 @@ test: ## Unit and integration tests under the race detector; no root, no QEMU
 	$(GO) test -race -timeout 20m ./...
 
 .PHONY: e2e
-e2e: deps build ## End-to-end suite: real QEMU and swtpm, fault injection; root
+e2e: demo ## End-to-end suite: real QEMU and swtpm, fault injection; root
+	$(BUILD)/demo/bin/demo --faults --bin $(BUILD)/bin --demo-bin $(BUILD)/demo/bin --out $(BUILD)/demo
 	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/vm/... ./services/vtpm/...
 
 .PHONY: fuzz

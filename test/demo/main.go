@@ -19,6 +19,7 @@ func main() {
 	flag.StringVar(&d.bin, "bin", "build/bin", "directory of safeconductd and safeconduct-swtpm")
 	flag.StringVar(&d.demoBin, "demo-bin", "build/demo/bin", "directory of guest and tap")
 	flag.StringVar(&d.out, "out", "build/demo", "directory of report.json and the logs")
+	flag.BoolVar(&d.withFaults, "faults", false, "also kill each part of the destination in the middle of a migration")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
@@ -40,6 +41,7 @@ type demo struct {
 	started           []stopper
 	nodes             map[string]*host
 	initrd, kernel    string
+	withFaults        bool
 	ports             int // migration ports used so far
 	report            report
 }
@@ -115,9 +117,11 @@ type (
 
 func (d *demo) run(ctx context.Context) error {
 	began := time.Now()
-	for _, scene := range []func(context.Context) error{
-		d.setUp, d.bootGuest, d.refuseMeasurement, d.refuseIntegrity, d.refuseUnarmed, d.refuseFlippedBit, d.migrate, d.searchProtected, d.searchUnprotected,
-	} {
+	scenes := []func(context.Context) error{d.setUp, d.bootGuest, d.refuseMeasurement, d.refuseIntegrity, d.refuseUnarmed, d.refuseFlippedBit}
+	if d.withFaults {
+		scenes = append(scenes, d.faults)
+	}
+	for _, scene := range append(scenes, d.migrate, d.searchProtected, d.searchUnprotected) {
 		if err := scene(ctx); err != nil {
 			return err
 		}

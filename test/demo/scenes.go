@@ -177,6 +177,11 @@ type migration struct {
 }
 
 func (d *demo) attempt(ctx context.Context, src *vm.VM, label string, protected bool, mutator vm.Mutator) (*migration, error) {
+	return d.attemptWith(ctx, src, label, protected, mutator, func(*migration) {})
+}
+
+// attemptWith is attempt, with a look at the destination before the migration starts.
+func (d *demo) attemptWith(ctx context.Context, src *vm.VM, label string, protected bool, mutator vm.Mutator, ready func(*migration)) (*migration, error) {
 	h := d.nodes["compute2"]
 	in, relayed := "unix:"+filepath.Join(h.dir, label+".in"), "unix:"+filepath.Join(d.dir, label+".mig")
 	from := d.nodes["compute1"]
@@ -189,6 +194,7 @@ func (d *demo) attempt(ctx context.Context, src *vm.VM, label string, protected 
 	if m.dst, m.helper, err = d.guestOn(ctx, h, label, in, protected); err != nil {
 		return nil, err
 	}
+	ready(m)
 	relay := &vm.Relay{Listen: relayed, Forward: in, Capture: filepath.Join(d.dir, label+".capture"), Mutator: mutator,
 		ListenNetns: from.netns, ForwardNetns: from.netns}
 	if err := relay.Start(ctx); err != nil {
