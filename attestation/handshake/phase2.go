@@ -37,23 +37,7 @@ func (s *Session) exchangeOver(ctx context.Context, stream Stream) error {
 			}
 			return receiveSealed(stream)
 		}
-		m1, err := s.m1()
-		if err != nil {
-			return err
-		}
-		m2, err := s.Request(ctx, send, m1)
-		if err != nil {
-			return err
-		}
-		m3, err := s.answerM2(ctx, m2)
-		if err != nil {
-			return err
-		}
-		m4, err := s.Request(ctx, send, m3)
-		if err != nil {
-			return err
-		}
-		return s.checkM4(m4)
+		return s.ask(ctx, send)
 	}
 	for range 2 {
 		sealed, err := receiveSealed(stream)
@@ -76,6 +60,27 @@ func (s *Session) exchangeOver(ctx context.Context, stream Stream) error {
 		return violation("phase 2 ended without the source's log")
 	}
 	return nil
+}
+
+// ask is the source's side of M1 to M4, whatever carries the messages.
+func (s *Session) ask(ctx context.Context, send Sender) error {
+	m1, err := s.m1()
+	if err != nil {
+		return err
+	}
+	m2, err := s.Request(ctx, send, m1)
+	if err != nil {
+		return err
+	}
+	m3, err := s.answerM2(ctx, m2)
+	if err != nil {
+		return err
+	}
+	m4, err := s.Request(ctx, send, m3)
+	if err != nil {
+		return err
+	}
+	return s.checkM4(m4)
 }
 
 func receiveSealed(stream Stream) (*v1.SealedMessage, error) {

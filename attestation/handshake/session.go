@@ -151,23 +151,7 @@ func (s *Session) Destroy() {
 // Renew runs the integrity exchange again from the source, over unary calls, and derives new keys from it. send carries one sealed
 // message to the peer and brings the answer.
 func (s *Session) Renew(ctx context.Context, send Sender) error {
-	m1, err := s.m1()
-	if err != nil {
-		return err
-	}
-	m2, err := s.Request(ctx, send, m1)
-	if err != nil {
-		return err
-	}
-	m3, err := s.answerM2(ctx, m2)
-	if err != nil {
-		return err
-	}
-	m4, err := s.Request(ctx, send, m3)
-	if err != nil {
-		return err
-	}
-	if err := s.checkM4(m4); err != nil {
+	if err := s.ask(ctx, send); err != nil {
 		return err
 	}
 	return s.deriveKeys()
