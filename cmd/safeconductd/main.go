@@ -9,7 +9,7 @@ import (
 )
 
 func main() {
-	if err := node.Command().Execute(); err != nil {
+	if err := node.Command(node.OpenSimulated).Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "safeconductd:", err)
 		os.Exit(1)
 	}

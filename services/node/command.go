@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +22,12 @@ import (
 // errNoSGX is what a build without SGX says to mode intel. It never falls back to the simulation.
 var errNoSGX = errors.New("mode is intel, but this build of safeconductd has no SGX support: it can run in mode simulated only, which protects nothing")
 
-// Command is safeconductd's command line for the simulated TEE.
-func Command() *cobra.Command {
+// OpenEnclave opens the enclave that this build runs in, and says under which root its quotes are judged. It refuses a configuration for
+// another mode.
+type OpenEnclave func(*config.Config) (tee.Enclave, RootOfTrust, error)
+
+// Command is safeconductd's command line. What differs between the production build and the simulation is open.
+func Command(open OpenEnclave) *cobra.Command {
 	var file, level string
 	var check bool
 	c := &cobra.Command{
@@ -52,7 +55,11 @@ It runs until SIGINT or SIGTERM. Sessions in flight are then aborted; their VMs 
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			return runSimulated(ctx, cfg, log)
+			enclave, root, err := open(cfg)
+			if err != nil {
+				return err
+			}
+			return Run(ctx, cfg, enclave, root, log)
 		},
 	}
 	c.Flags().StringVar(&file, "config", "/etc/safeconduct/safeconductd.yaml", "configuration file")
@@ -76,31 +83,31 @@ func newLog(w io.Writer, cfg config.Log) (*slog.Logger, error) {
 // simulatedSigner names the signer of simulated enclaves; nothing is signed.
 const simulatedSigner = "safeconduct"
 
-// runSimulated runs the node in the simulated TEE: measured by its own executable, on the platform that the configuration names.
-func runSimulated(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+// OpenSimulated opens the simulated TEE: measured by its own executable, on the platform that the configuration names.
+func OpenSimulated(cfg *config.Config) (tee.Enclave, RootOfTrust, error) {
 	if cfg.Mode != tee.ModeSimulated {
-		return errNoSGX
+		return nil, RootOfTrust{}, errNoSGX
 	}
 	measurement, err := simulated.MeasureExecutable("/proc/self/exe")
 	if err != nil {
-		return fmt.Errorf("simulated measurement: %w", err)
+		return nil, RootOfTrust{}, fmt.Errorf("simulated measurement: %w", err)
 	}
 	enclave, err := simulated.Open(cfg.Simulated.Platform, simulated.Measurement{
 		MREnclave: measurement, MRSigner: simulated.SignerOf(simulatedSigner), ISVProdID: 1, ISVSVN: 1,
 	})
 	if err != nil {
-		return fmt.Errorf("simulated.platform: %w", err)
+		return nil, RootOfTrust{}, fmt.Errorf("simulated.platform: %w", err)
 	}
 	pem, err := os.ReadFile(cfg.Simulated.Root)
 	if err != nil {
-		return fmt.Errorf("simulated.root: %w", err)
+		return nil, RootOfTrust{}, fmt.Errorf("simulated.root: %w", err)
 	}
 	pin, err := dcap.PinPEM(pem)
 	if err != nil {
-		return fmt.Errorf("simulated.root: %w", err)
+		return nil, RootOfTrust{}, fmt.Errorf("simulated.root: %w", err)
 	}
 	if pin == dcap.IntelRoot() {
-		return errors.New("simulated.root: this is Intel's production root; a simulation is never judged under it")
+		return nil, RootOfTrust{}, errors.New("simulated.root: this is Intel's production root; a simulation is never judged under it")
 	}
-	return Run(ctx, cfg, enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}, log)
+	return enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}, nil
 }
