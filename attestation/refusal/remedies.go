@@ -73,6 +73,12 @@ func Remedies(reason v1.Reason) string {
 		return "choose another host: this node is going down for maintenance"
 	case v1.Reason_REASON_UNSAFE_MIGRATION:
 		return "turn on QEMU's return-path capability (libvirt: do not use --tunnelled)"
+	case v1.Reason_REASON_POLICY_ROLLED_BACK:
+		return "give the node the newest signed policy; to go back, sign the old content again with a higher policy_svn"
+	case v1.Reason_REASON_SECRET_CONFLICT:
+		return "escrow the new secret under an id of its own, and forget the old one once nothing needs it"
+	case v1.Reason_REASON_NO_RECEIPT:
+		return "list the receipts of this node; the peer has its own copy"
 	case v1.Reason_REASON_UNSPECIFIED, v1.Reason_REASON_INTERNAL:
 		return "read safeconductd's log on this host and report what it says"
 	}

@@ -9,6 +9,7 @@ package safeconductv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -250,11 +251,159 @@ func (x *AppraiseResponse) GetRefusals() []*Refusal {
 	return nil
 }
 
+type PreflightRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Host name of the peer, as in this node's configuration.
+	PeerHost string `protobuf:"bytes,1,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	// The role that this node plays. Both roles appraise the same; the source when unspecified.
+	Role          Role `protobuf:"varint,2,opt,name=role,proto3,enum=safeconduct.v1.Role" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreflightRequest) Reset() {
+	*x = PreflightRequest{}
+	mi := &file_safeconduct_v1_attestation_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreflightRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreflightRequest) ProtoMessage() {}
+
+func (x *PreflightRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_attestation_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreflightRequest.ProtoReflect.Descriptor instead.
+func (*PreflightRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_attestation_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PreflightRequest) GetPeerHost() string {
+	if x != nil {
+		return x.PeerHost
+	}
+	return ""
+}
+
+func (x *PreflightRequest) GetRole() Role {
+	if x != nil {
+		return x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
+}
+
+type PreflightResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Accepted bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	Mode     Mode                   `protobuf:"varint,2,opt,name=mode,proto3,enum=safeconduct.v1.Mode" json:"mode,omitempty"`
+	Host     string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	PeerHost string                 `protobuf:"bytes,4,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	// Every step that was reached, in order.
+	Steps []*StepReport `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
+	// Why not, if it was not accepted.
+	Refusal       *Refusal             `protobuf:"bytes,6,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Elapsed       *durationpb.Duration `protobuf:"bytes,7,opt,name=elapsed,proto3" json:"elapsed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreflightResponse) Reset() {
+	*x = PreflightResponse{}
+	mi := &file_safeconduct_v1_attestation_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreflightResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreflightResponse) ProtoMessage() {}
+
+func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_attestation_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreflightResponse.ProtoReflect.Descriptor instead.
+func (*PreflightResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_attestation_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PreflightResponse) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *PreflightResponse) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_UNSPECIFIED
+}
+
+func (x *PreflightResponse) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *PreflightResponse) GetPeerHost() string {
+	if x != nil {
+		return x.PeerHost
+	}
+	return ""
+}
+
+func (x *PreflightResponse) GetSteps() []*StepReport {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *PreflightResponse) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+func (x *PreflightResponse) GetElapsed() *durationpb.Duration {
+	if x != nil {
+		return x.Elapsed
+	}
+	return nil
+}
+
 var File_safeconduct_v1_attestation_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_attestation_proto_rawDesc = "" +
 	"\n" +
-	" safeconduct/v1/attestation.proto\x12\x0esafeconduct.v1\x1a\x1bsafeconduct/v1/common.proto\"*\n" +
+	" safeconduct/v1/attestation.proto\x12\x0esafeconduct.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bsafeconduct/v1/common.proto\"*\n" +
 	"\x12GetEvidenceRequest\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"i\n" +
 	"\x13GetEvidenceResponse\x12(\n" +
@@ -268,10 +417,22 @@ const file_safeconduct_v1_attestation_proto_rawDesc = "" +
 	"\x10AppraiseResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x124\n" +
 	"\battested\x18\x02 \x01(\v2\x18.safeconduct.v1.AttestedR\battested\x123\n" +
-	"\brefusals\x18\x03 \x03(\v2\x17.safeconduct.v1.RefusalR\brefusals2\xbb\x01\n" +
+	"\brefusals\x18\x03 \x03(\v2\x17.safeconduct.v1.RefusalR\brefusals\"Y\n" +
+	"\x10PreflightRequest\x12\x1b\n" +
+	"\tpeer_host\x18\x01 \x01(\tR\bpeerHost\x12(\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x14.safeconduct.v1.RoleR\x04role\"\xa4\x02\n" +
+	"\x11PreflightResponse\x12\x1a\n" +
+	"\baccepted\x18\x01 \x01(\bR\baccepted\x12(\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x14.safeconduct.v1.ModeR\x04mode\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x1b\n" +
+	"\tpeer_host\x18\x04 \x01(\tR\bpeerHost\x120\n" +
+	"\x05steps\x18\x05 \x03(\v2\x1a.safeconduct.v1.StepReportR\x05steps\x121\n" +
+	"\arefusal\x18\x06 \x01(\v2\x17.safeconduct.v1.RefusalR\arefusal\x123\n" +
+	"\aelapsed\x18\a \x01(\v2\x19.google.protobuf.DurationR\aelapsed2\x8d\x02\n" +
 	"\x12AttestationService\x12V\n" +
 	"\vGetEvidence\x12\".safeconduct.v1.GetEvidenceRequest\x1a#.safeconduct.v1.GetEvidenceResponse\x12M\n" +
-	"\bAppraise\x12\x1f.safeconduct.v1.AppraiseRequest\x1a .safeconduct.v1.AppraiseResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\bAppraise\x12\x1f.safeconduct.v1.AppraiseRequest\x1a .safeconduct.v1.AppraiseResponse\x12P\n" +
+	"\tPreflight\x12 .safeconduct.v1.PreflightRequest\x1a!.safeconduct.v1.PreflightResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_attestation_proto_rawDescOnce sync.Once
@@ -285,29 +446,41 @@ func file_safeconduct_v1_attestation_proto_rawDescGZIP() []byte {
 	return file_safeconduct_v1_attestation_proto_rawDescData
 }
 
-var file_safeconduct_v1_attestation_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_safeconduct_v1_attestation_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_safeconduct_v1_attestation_proto_goTypes = []any{
 	(*GetEvidenceRequest)(nil),  // 0: safeconduct.v1.GetEvidenceRequest
 	(*GetEvidenceResponse)(nil), // 1: safeconduct.v1.GetEvidenceResponse
 	(*AppraiseRequest)(nil),     // 2: safeconduct.v1.AppraiseRequest
 	(*AppraiseResponse)(nil),    // 3: safeconduct.v1.AppraiseResponse
-	(Mode)(0),                   // 4: safeconduct.v1.Mode
-	(*Attested)(nil),            // 5: safeconduct.v1.Attested
-	(*Refusal)(nil),             // 6: safeconduct.v1.Refusal
+	(*PreflightRequest)(nil),    // 4: safeconduct.v1.PreflightRequest
+	(*PreflightResponse)(nil),   // 5: safeconduct.v1.PreflightResponse
+	(Mode)(0),                   // 6: safeconduct.v1.Mode
+	(*Attested)(nil),            // 7: safeconduct.v1.Attested
+	(*Refusal)(nil),             // 8: safeconduct.v1.Refusal
+	(Role)(0),                   // 9: safeconduct.v1.Role
+	(*StepReport)(nil),          // 10: safeconduct.v1.StepReport
+	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
 }
 var file_safeconduct_v1_attestation_proto_depIdxs = []int32{
-	4, // 0: safeconduct.v1.GetEvidenceResponse.mode:type_name -> safeconduct.v1.Mode
-	5, // 1: safeconduct.v1.AppraiseResponse.attested:type_name -> safeconduct.v1.Attested
-	6, // 2: safeconduct.v1.AppraiseResponse.refusals:type_name -> safeconduct.v1.Refusal
-	0, // 3: safeconduct.v1.AttestationService.GetEvidence:input_type -> safeconduct.v1.GetEvidenceRequest
-	2, // 4: safeconduct.v1.AttestationService.Appraise:input_type -> safeconduct.v1.AppraiseRequest
-	1, // 5: safeconduct.v1.AttestationService.GetEvidence:output_type -> safeconduct.v1.GetEvidenceResponse
-	3, // 6: safeconduct.v1.AttestationService.Appraise:output_type -> safeconduct.v1.AppraiseResponse
-	5, // [5:7] is the sub-list for method output_type
-	3, // [3:5] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	6,  // 0: safeconduct.v1.GetEvidenceResponse.mode:type_name -> safeconduct.v1.Mode
+	7,  // 1: safeconduct.v1.AppraiseResponse.attested:type_name -> safeconduct.v1.Attested
+	8,  // 2: safeconduct.v1.AppraiseResponse.refusals:type_name -> safeconduct.v1.Refusal
+	9,  // 3: safeconduct.v1.PreflightRequest.role:type_name -> safeconduct.v1.Role
+	6,  // 4: safeconduct.v1.PreflightResponse.mode:type_name -> safeconduct.v1.Mode
+	10, // 5: safeconduct.v1.PreflightResponse.steps:type_name -> safeconduct.v1.StepReport
+	8,  // 6: safeconduct.v1.PreflightResponse.refusal:type_name -> safeconduct.v1.Refusal
+	11, // 7: safeconduct.v1.PreflightResponse.elapsed:type_name -> google.protobuf.Duration
+	0,  // 8: safeconduct.v1.AttestationService.GetEvidence:input_type -> safeconduct.v1.GetEvidenceRequest
+	2,  // 9: safeconduct.v1.AttestationService.Appraise:input_type -> safeconduct.v1.AppraiseRequest
+	4,  // 10: safeconduct.v1.AttestationService.Preflight:input_type -> safeconduct.v1.PreflightRequest
+	1,  // 11: safeconduct.v1.AttestationService.GetEvidence:output_type -> safeconduct.v1.GetEvidenceResponse
+	3,  // 12: safeconduct.v1.AttestationService.Appraise:output_type -> safeconduct.v1.AppraiseResponse
+	5,  // 13: safeconduct.v1.AttestationService.Preflight:output_type -> safeconduct.v1.PreflightResponse
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_attestation_proto_init() }
@@ -322,7 +495,7 @@ func file_safeconduct_v1_attestation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_attestation_proto_rawDesc), len(file_safeconduct_v1_attestation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AttestationService_GetEvidence_FullMethodName = "/safeconduct.v1.AttestationService/GetEvidence"
 	AttestationService_Appraise_FullMethodName    = "/safeconduct.v1.AttestationService/Appraise"
+	AttestationService_Preflight_FullMethodName   = "/safeconduct.v1.AttestationService/Preflight"
 )
 
 // AttestationServiceClient is the client API for AttestationService service.
@@ -34,6 +35,9 @@ type AttestationServiceClient interface {
 	GetEvidence(ctx context.Context, in *GetEvidenceRequest, opts ...grpc.CallOption) (*GetEvidenceResponse, error)
 	// Appraise judges a quote by this node's collateral and policy, and acts on nothing.
 	Appraise(ctx context.Context, in *AppraiseRequest, opts ...grpc.CallOption) (*AppraiseResponse, error)
+	// Preflight runs the whole mutual handshake with a peer, up to M4, and leaves no session on either node: it shows, before a migration is
+	// asked for, whether one would be accepted. A refusal is in the response, not in the status.
+	Preflight(ctx context.Context, in *PreflightRequest, opts ...grpc.CallOption) (*PreflightResponse, error)
 }
 
 type attestationServiceClient struct {
@@ -64,6 +68,16 @@ func (c *attestationServiceClient) Appraise(ctx context.Context, in *AppraiseReq
 	return out, nil
 }
 
+func (c *attestationServiceClient) Preflight(ctx context.Context, in *PreflightRequest, opts ...grpc.CallOption) (*PreflightResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PreflightResponse)
+	err := c.cc.Invoke(ctx, AttestationService_Preflight_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AttestationServiceServer is the server API for AttestationService service.
 // All implementations must embed UnimplementedAttestationServiceServer
 // for forward compatibility.
@@ -75,6 +89,9 @@ type AttestationServiceServer interface {
 	GetEvidence(context.Context, *GetEvidenceRequest) (*GetEvidenceResponse, error)
 	// Appraise judges a quote by this node's collateral and policy, and acts on nothing.
 	Appraise(context.Context, *AppraiseRequest) (*AppraiseResponse, error)
+	// Preflight runs the whole mutual handshake with a peer, up to M4, and leaves no session on either node: it shows, before a migration is
+	// asked for, whether one would be accepted. A refusal is in the response, not in the status.
+	Preflight(context.Context, *PreflightRequest) (*PreflightResponse, error)
 	mustEmbedUnimplementedAttestationServiceServer()
 }
 
@@ -90,6 +107,9 @@ func (UnimplementedAttestationServiceServer) GetEvidence(context.Context, *GetEv
 }
 func (UnimplementedAttestationServiceServer) Appraise(context.Context, *AppraiseRequest) (*AppraiseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Appraise not implemented")
+}
+func (UnimplementedAttestationServiceServer) Preflight(context.Context, *PreflightRequest) (*PreflightResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Preflight not implemented")
 }
 func (UnimplementedAttestationServiceServer) mustEmbedUnimplementedAttestationServiceServer() {}
 func (UnimplementedAttestationServiceServer) testEmbeddedByValue()                            {}
@@ -148,6 +168,24 @@ func _AttestationService_Appraise_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AttestationService_Preflight_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PreflightRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttestationServiceServer).Preflight(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AttestationService_Preflight_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttestationServiceServer).Preflight(ctx, req.(*PreflightRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AttestationService_ServiceDesc is the grpc.ServiceDesc for AttestationService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -162,6 +200,10 @@ var AttestationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Appraise",
 			Handler:    _AttestationService_Appraise_Handler,
+		},
+		{
+			MethodName: "Preflight",
+			Handler:    _AttestationService_Preflight_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

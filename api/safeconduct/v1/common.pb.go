@@ -405,6 +405,12 @@ const (
 	Reason_REASON_RESTARTED Reason = 39
 	// The migration would run without what makes a failed restore recoverable (QEMU's return-path).
 	Reason_REASON_UNSAFE_MIGRATION Reason = 40
+	// The policy file is older than one that this node has accepted before.
+	Reason_REASON_POLICY_ROLLED_BACK Reason = 41
+	// Another secret is escrowed under this id.
+	Reason_REASON_SECRET_CONFLICT Reason = 42
+	// There is no such receipt.
+	Reason_REASON_NO_RECEIPT Reason = 43
 )
 
 // Enum value maps for Reason.
@@ -451,6 +457,9 @@ var (
 		38: "REASON_ABORTED",
 		39: "REASON_RESTARTED",
 		40: "REASON_UNSAFE_MIGRATION",
+		41: "REASON_POLICY_ROLLED_BACK",
+		42: "REASON_SECRET_CONFLICT",
+		43: "REASON_NO_RECEIPT",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":             0,
@@ -494,6 +503,9 @@ var (
 		"REASON_ABORTED":                 38,
 		"REASON_RESTARTED":               39,
 		"REASON_UNSAFE_MIGRATION":        40,
+		"REASON_POLICY_ROLLED_BACK":      41,
+		"REASON_SECRET_CONFLICT":         42,
+		"REASON_NO_RECEIPT":              43,
 	}
 )
 
@@ -1291,7 +1303,7 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"\x16STATE_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14STATE_TYPE_PERMANENT\x10\x01\x12\x17\n" +
 	"\x13STATE_TYPE_VOLATILE\x10\x02\x12\x18\n" +
-	"\x14STATE_TYPE_SAVESTATE\x10\x03*\xf6\b\n" +
+	"\x14STATE_TYPE_SAVESTATE\x10\x03*\xc8\t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
@@ -1334,7 +1346,10 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"\x0fREASON_DRAINING\x10%\x12\x12\n" +
 	"\x0eREASON_ABORTED\x10&\x12\x14\n" +
 	"\x10REASON_RESTARTED\x10'\x12\x1b\n" +
-	"\x17REASON_UNSAFE_MIGRATION\x10(BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\x17REASON_UNSAFE_MIGRATION\x10(\x12\x1d\n" +
+	"\x19REASON_POLICY_ROLLED_BACK\x10)\x12\x1a\n" +
+	"\x16REASON_SECRET_CONFLICT\x10*\x12\x15\n" +
+	"\x11REASON_NO_RECEIPT\x10+BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_common_proto_rawDescOnce sync.Once

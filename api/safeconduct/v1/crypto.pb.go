@@ -346,6 +346,465 @@ func (x *UnprotectStateResponse) GetDone() bool {
 	return false
 }
 
+// ImageHeader names one part of a file.
+type ImageHeader struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// Name of the file, the same on both nodes: 1 to 255 printable ASCII characters.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Bytes of the file before this part.
+	Offset uint64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// The file ends with this part.
+	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageHeader) Reset() {
+	*x = ImageHeader{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageHeader) ProtoMessage() {}
+
+func (x *ImageHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageHeader.ProtoReflect.Descriptor instead.
+func (*ImageHeader) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ImageHeader) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *ImageHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageHeader) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ImageHeader) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type ProtectImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Body:
+	//
+	//	*ProtectImageRequest_Header
+	//	*ProtectImageRequest_Data
+	Body          isProtectImageRequest_Body `protobuf_oneof:"body"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectImageRequest) Reset() {
+	*x = ProtectImageRequest{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectImageRequest) ProtoMessage() {}
+
+func (x *ProtectImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectImageRequest.ProtoReflect.Descriptor instead.
+func (*ProtectImageRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ProtectImageRequest) GetBody() isProtectImageRequest_Body {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *ProtectImageRequest) GetHeader() *ImageHeader {
+	if x != nil {
+		if x, ok := x.Body.(*ProtectImageRequest_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *ProtectImageRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Body.(*ProtectImageRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isProtectImageRequest_Body interface {
+	isProtectImageRequest_Body()
+}
+
+type ProtectImageRequest_Header struct {
+	Header *ImageHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type ProtectImageRequest_Data struct {
+	// Plaintext; 1 MiB at most in one message.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*ProtectImageRequest_Header) isProtectImageRequest_Body() {}
+
+func (*ProtectImageRequest_Data) isProtectImageRequest_Body() {}
+
+type ProtectImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ciphertext.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Done          bool   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectImageResponse) Reset() {
+	*x = ProtectImageResponse{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectImageResponse) ProtoMessage() {}
+
+func (x *ProtectImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectImageResponse.ProtoReflect.Descriptor instead.
+func (*ProtectImageResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ProtectImageResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ProtectImageResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+type UnprotectImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Body:
+	//
+	//	*UnprotectImageRequest_Header
+	//	*UnprotectImageRequest_Data
+	Body          isUnprotectImageRequest_Body `protobuf_oneof:"body"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnprotectImageRequest) Reset() {
+	*x = UnprotectImageRequest{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnprotectImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnprotectImageRequest) ProtoMessage() {}
+
+func (x *UnprotectImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnprotectImageRequest.ProtoReflect.Descriptor instead.
+func (*UnprotectImageRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UnprotectImageRequest) GetBody() isUnprotectImageRequest_Body {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *UnprotectImageRequest) GetHeader() *ImageHeader {
+	if x != nil {
+		if x, ok := x.Body.(*UnprotectImageRequest_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *UnprotectImageRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Body.(*UnprotectImageRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isUnprotectImageRequest_Body interface {
+	isUnprotectImageRequest_Body()
+}
+
+type UnprotectImageRequest_Header struct {
+	Header *ImageHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type UnprotectImageRequest_Data struct {
+	// Ciphertext; 1 MiB at most in one message.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*UnprotectImageRequest_Header) isUnprotectImageRequest_Body() {}
+
+func (*UnprotectImageRequest_Data) isUnprotectImageRequest_Body() {}
+
+type UnprotectImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Plaintext.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Done          bool   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnprotectImageResponse) Reset() {
+	*x = UnprotectImageResponse{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnprotectImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnprotectImageResponse) ProtoMessage() {}
+
+func (x *UnprotectImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnprotectImageResponse.ProtoReflect.Descriptor instead.
+func (*UnprotectImageResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UnprotectImageResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *UnprotectImageResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+type DeriveKeyRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// "tunnel" or another purpose that policy names.
+	Purpose string `protobuf:"bytes,2,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	// Up to 64 bytes that tell keys of one purpose apart, such as the number of a connection.
+	Context       []byte `protobuf:"bytes,3,opt,name=context,proto3" json:"context,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeriveKeyRequest) Reset() {
+	*x = DeriveKeyRequest{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeriveKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeriveKeyRequest) ProtoMessage() {}
+
+func (x *DeriveKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeriveKeyRequest.ProtoReflect.Descriptor instead.
+func (*DeriveKeyRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DeriveKeyRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *DeriveKeyRequest) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
+func (x *DeriveKeyRequest) GetContext() []byte {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+type DeriveKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 32 bytes.
+	Key           []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	SessionId     []byte `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeriveKeyResponse) Reset() {
+	*x = DeriveKeyResponse{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeriveKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeriveKeyResponse) ProtoMessage() {}
+
+func (x *DeriveKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeriveKeyResponse.ProtoReflect.Descriptor instead.
+func (*DeriveKeyResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DeriveKeyResponse) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *DeriveKeyResponse) GetSessionId() []byte {
+	if x != nil {
+		return x.SessionId
+	}
+	return nil
+}
+
 var File_safeconduct_v1_crypto_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_crypto_proto_rawDesc = "" +
@@ -368,10 +827,42 @@ const file_safeconduct_v1_crypto_proto_rawDesc = "" +
 	"\x04body\"@\n" +
 	"\x16UnprotectStateResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
-	"\x04done\x18\x02 \x01(\bR\x04done2\xd3\x01\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\"n\n" +
+	"\vImageHeader\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\"j\n" +
+	"\x13ProtectImageRequest\x125\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.safeconduct.v1.ImageHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04body\">\n" +
+	"\x14ProtectImageResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\"l\n" +
+	"\x15UnprotectImageRequest\x125\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.safeconduct.v1.ImageHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04body\"@\n" +
+	"\x16UnprotectImageResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\"g\n" +
+	"\x10DeriveKeyRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x18\n" +
+	"\apurpose\x18\x02 \x01(\tR\apurpose\x12\x18\n" +
+	"\acontext\x18\x03 \x01(\fR\acontext\"D\n" +
+	"\x11DeriveKeyResponse\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x02 \x01(\fR\tsessionId2\xe9\x03\n" +
 	"\rCryptoService\x12]\n" +
 	"\fProtectState\x12#.safeconduct.v1.ProtectStateRequest\x1a$.safeconduct.v1.ProtectStateResponse(\x010\x01\x12c\n" +
-	"\x0eUnprotectState\x12%.safeconduct.v1.UnprotectStateRequest\x1a&.safeconduct.v1.UnprotectStateResponse(\x010\x01BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\x0eUnprotectState\x12%.safeconduct.v1.UnprotectStateRequest\x1a&.safeconduct.v1.UnprotectStateResponse(\x010\x01\x12]\n" +
+	"\fProtectImage\x12#.safeconduct.v1.ProtectImageRequest\x1a$.safeconduct.v1.ProtectImageResponse(\x010\x01\x12c\n" +
+	"\x0eUnprotectImage\x12%.safeconduct.v1.UnprotectImageRequest\x1a&.safeconduct.v1.UnprotectImageResponse(\x010\x01\x12P\n" +
+	"\tDeriveKey\x12 .safeconduct.v1.DeriveKeyRequest\x1a!.safeconduct.v1.DeriveKeyResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_crypto_proto_rawDescOnce sync.Once
@@ -385,28 +876,43 @@ func file_safeconduct_v1_crypto_proto_rawDescGZIP() []byte {
 	return file_safeconduct_v1_crypto_proto_rawDescData
 }
 
-var file_safeconduct_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_safeconduct_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_safeconduct_v1_crypto_proto_goTypes = []any{
 	(*StateHeader)(nil),            // 0: safeconduct.v1.StateHeader
 	(*ProtectStateRequest)(nil),    // 1: safeconduct.v1.ProtectStateRequest
 	(*ProtectStateResponse)(nil),   // 2: safeconduct.v1.ProtectStateResponse
 	(*UnprotectStateRequest)(nil),  // 3: safeconduct.v1.UnprotectStateRequest
 	(*UnprotectStateResponse)(nil), // 4: safeconduct.v1.UnprotectStateResponse
-	(StateType)(0),                 // 5: safeconduct.v1.StateType
+	(*ImageHeader)(nil),            // 5: safeconduct.v1.ImageHeader
+	(*ProtectImageRequest)(nil),    // 6: safeconduct.v1.ProtectImageRequest
+	(*ProtectImageResponse)(nil),   // 7: safeconduct.v1.ProtectImageResponse
+	(*UnprotectImageRequest)(nil),  // 8: safeconduct.v1.UnprotectImageRequest
+	(*UnprotectImageResponse)(nil), // 9: safeconduct.v1.UnprotectImageResponse
+	(*DeriveKeyRequest)(nil),       // 10: safeconduct.v1.DeriveKeyRequest
+	(*DeriveKeyResponse)(nil),      // 11: safeconduct.v1.DeriveKeyResponse
+	(StateType)(0),                 // 12: safeconduct.v1.StateType
 }
 var file_safeconduct_v1_crypto_proto_depIdxs = []int32{
-	5, // 0: safeconduct.v1.StateHeader.type:type_name -> safeconduct.v1.StateType
-	0, // 1: safeconduct.v1.ProtectStateRequest.header:type_name -> safeconduct.v1.StateHeader
-	0, // 2: safeconduct.v1.UnprotectStateRequest.header:type_name -> safeconduct.v1.StateHeader
-	1, // 3: safeconduct.v1.CryptoService.ProtectState:input_type -> safeconduct.v1.ProtectStateRequest
-	3, // 4: safeconduct.v1.CryptoService.UnprotectState:input_type -> safeconduct.v1.UnprotectStateRequest
-	2, // 5: safeconduct.v1.CryptoService.ProtectState:output_type -> safeconduct.v1.ProtectStateResponse
-	4, // 6: safeconduct.v1.CryptoService.UnprotectState:output_type -> safeconduct.v1.UnprotectStateResponse
-	5, // [5:7] is the sub-list for method output_type
-	3, // [3:5] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	12, // 0: safeconduct.v1.StateHeader.type:type_name -> safeconduct.v1.StateType
+	0,  // 1: safeconduct.v1.ProtectStateRequest.header:type_name -> safeconduct.v1.StateHeader
+	0,  // 2: safeconduct.v1.UnprotectStateRequest.header:type_name -> safeconduct.v1.StateHeader
+	5,  // 3: safeconduct.v1.ProtectImageRequest.header:type_name -> safeconduct.v1.ImageHeader
+	5,  // 4: safeconduct.v1.UnprotectImageRequest.header:type_name -> safeconduct.v1.ImageHeader
+	1,  // 5: safeconduct.v1.CryptoService.ProtectState:input_type -> safeconduct.v1.ProtectStateRequest
+	3,  // 6: safeconduct.v1.CryptoService.UnprotectState:input_type -> safeconduct.v1.UnprotectStateRequest
+	6,  // 7: safeconduct.v1.CryptoService.ProtectImage:input_type -> safeconduct.v1.ProtectImageRequest
+	8,  // 8: safeconduct.v1.CryptoService.UnprotectImage:input_type -> safeconduct.v1.UnprotectImageRequest
+	10, // 9: safeconduct.v1.CryptoService.DeriveKey:input_type -> safeconduct.v1.DeriveKeyRequest
+	2,  // 10: safeconduct.v1.CryptoService.ProtectState:output_type -> safeconduct.v1.ProtectStateResponse
+	4,  // 11: safeconduct.v1.CryptoService.UnprotectState:output_type -> safeconduct.v1.UnprotectStateResponse
+	7,  // 12: safeconduct.v1.CryptoService.ProtectImage:output_type -> safeconduct.v1.ProtectImageResponse
+	9,  // 13: safeconduct.v1.CryptoService.UnprotectImage:output_type -> safeconduct.v1.UnprotectImageResponse
+	11, // 14: safeconduct.v1.CryptoService.DeriveKey:output_type -> safeconduct.v1.DeriveKeyResponse
+	10, // [10:15] is the sub-list for method output_type
+	5,  // [5:10] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_crypto_proto_init() }
@@ -423,13 +929,21 @@ func file_safeconduct_v1_crypto_proto_init() {
 		(*UnprotectStateRequest_Header)(nil),
 		(*UnprotectStateRequest_Data)(nil),
 	}
+	file_safeconduct_v1_crypto_proto_msgTypes[6].OneofWrappers = []any{
+		(*ProtectImageRequest_Header)(nil),
+		(*ProtectImageRequest_Data)(nil),
+	}
+	file_safeconduct_v1_crypto_proto_msgTypes[8].OneofWrappers = []any{
+		(*UnprotectImageRequest_Header)(nil),
+		(*UnprotectImageRequest_Data)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_crypto_proto_rawDesc), len(file_safeconduct_v1_crypto_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

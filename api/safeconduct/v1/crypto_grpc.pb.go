@@ -21,6 +21,9 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	CryptoService_ProtectState_FullMethodName   = "/safeconduct.v1.CryptoService/ProtectState"
 	CryptoService_UnprotectState_FullMethodName = "/safeconduct.v1.CryptoService/UnprotectState"
+	CryptoService_ProtectImage_FullMethodName   = "/safeconduct.v1.CryptoService/ProtectImage"
+	CryptoService_UnprotectImage_FullMethodName = "/safeconduct.v1.CryptoService/UnprotectImage"
+	CryptoService_DeriveKey_FullMethodName      = "/safeconduct.v1.CryptoService/DeriveKey"
 )
 
 // CryptoServiceClient is the client API for CryptoService service.
@@ -34,6 +37,14 @@ type CryptoServiceClient interface {
 	ProtectState(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProtectStateRequest, ProtectStateResponse], error)
 	// UnprotectState is its inverse, under an armed incoming session. Nothing that it returned before done = true may be used.
 	UnprotectState(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UnprotectStateRequest, UnprotectStateResponse], error)
+	// ProtectImage encrypts one part of a file of any size (such as the vTPM's non-volatile image on shared storage) under an armed outgoing
+	// session. A file may be sent in parts, so that a transfer that broke off resumes with the part that was not finished.
+	ProtectImage(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProtectImageRequest, ProtectImageResponse], error)
+	// UnprotectImage is its inverse. Every segment is authentic when it is returned; the part is whole only with done = true.
+	UnprotectImage(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UnprotectImageRequest, UnprotectImageResponse], error)
+	// DeriveKey exports a key for a named purpose from a live session: the same on both nodes, and of no use for anything else. Policy says
+	// which purposes are allowed.
+	DeriveKey(ctx context.Context, in *DeriveKeyRequest, opts ...grpc.CallOption) (*DeriveKeyResponse, error)
 }
 
 type cryptoServiceClient struct {
@@ -70,6 +81,42 @@ func (c *cryptoServiceClient) UnprotectState(ctx context.Context, opts ...grpc.C
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type CryptoService_UnprotectStateClient = grpc.BidiStreamingClient[UnprotectStateRequest, UnprotectStateResponse]
 
+func (c *cryptoServiceClient) ProtectImage(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProtectImageRequest, ProtectImageResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[2], CryptoService_ProtectImage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProtectImageRequest, ProtectImageResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_ProtectImageClient = grpc.BidiStreamingClient[ProtectImageRequest, ProtectImageResponse]
+
+func (c *cryptoServiceClient) UnprotectImage(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UnprotectImageRequest, UnprotectImageResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[3], CryptoService_UnprotectImage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UnprotectImageRequest, UnprotectImageResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_UnprotectImageClient = grpc.BidiStreamingClient[UnprotectImageRequest, UnprotectImageResponse]
+
+func (c *cryptoServiceClient) DeriveKey(ctx context.Context, in *DeriveKeyRequest, opts ...grpc.CallOption) (*DeriveKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeriveKeyResponse)
+	err := c.cc.Invoke(ctx, CryptoService_DeriveKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CryptoServiceServer is the server API for CryptoService service.
 // All implementations must embed UnimplementedCryptoServiceServer
 // for forward compatibility.
@@ -81,6 +128,14 @@ type CryptoServiceServer interface {
 	ProtectState(grpc.BidiStreamingServer[ProtectStateRequest, ProtectStateResponse]) error
 	// UnprotectState is its inverse, under an armed incoming session. Nothing that it returned before done = true may be used.
 	UnprotectState(grpc.BidiStreamingServer[UnprotectStateRequest, UnprotectStateResponse]) error
+	// ProtectImage encrypts one part of a file of any size (such as the vTPM's non-volatile image on shared storage) under an armed outgoing
+	// session. A file may be sent in parts, so that a transfer that broke off resumes with the part that was not finished.
+	ProtectImage(grpc.BidiStreamingServer[ProtectImageRequest, ProtectImageResponse]) error
+	// UnprotectImage is its inverse. Every segment is authentic when it is returned; the part is whole only with done = true.
+	UnprotectImage(grpc.BidiStreamingServer[UnprotectImageRequest, UnprotectImageResponse]) error
+	// DeriveKey exports a key for a named purpose from a live session: the same on both nodes, and of no use for anything else. Policy says
+	// which purposes are allowed.
+	DeriveKey(context.Context, *DeriveKeyRequest) (*DeriveKeyResponse, error)
 	mustEmbedUnimplementedCryptoServiceServer()
 }
 
@@ -96,6 +151,15 @@ func (UnimplementedCryptoServiceServer) ProtectState(grpc.BidiStreamingServer[Pr
 }
 func (UnimplementedCryptoServiceServer) UnprotectState(grpc.BidiStreamingServer[UnprotectStateRequest, UnprotectStateResponse]) error {
 	return status.Error(codes.Unimplemented, "method UnprotectState not implemented")
+}
+func (UnimplementedCryptoServiceServer) ProtectImage(grpc.BidiStreamingServer[ProtectImageRequest, ProtectImageResponse]) error {
+	return status.Error(codes.Unimplemented, "method ProtectImage not implemented")
+}
+func (UnimplementedCryptoServiceServer) UnprotectImage(grpc.BidiStreamingServer[UnprotectImageRequest, UnprotectImageResponse]) error {
+	return status.Error(codes.Unimplemented, "method UnprotectImage not implemented")
+}
+func (UnimplementedCryptoServiceServer) DeriveKey(context.Context, *DeriveKeyRequest) (*DeriveKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeriveKey not implemented")
 }
 func (UnimplementedCryptoServiceServer) mustEmbedUnimplementedCryptoServiceServer() {}
 func (UnimplementedCryptoServiceServer) testEmbeddedByValue()                       {}
@@ -132,13 +196,50 @@ func _CryptoService_UnprotectState_Handler(srv interface{}, stream grpc.ServerSt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type CryptoService_UnprotectStateServer = grpc.BidiStreamingServer[UnprotectStateRequest, UnprotectStateResponse]
 
+func _CryptoService_ProtectImage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CryptoServiceServer).ProtectImage(&grpc.GenericServerStream[ProtectImageRequest, ProtectImageResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_ProtectImageServer = grpc.BidiStreamingServer[ProtectImageRequest, ProtectImageResponse]
+
+func _CryptoService_UnprotectImage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CryptoServiceServer).UnprotectImage(&grpc.GenericServerStream[UnprotectImageRequest, UnprotectImageResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_UnprotectImageServer = grpc.BidiStreamingServer[UnprotectImageRequest, UnprotectImageResponse]
+
+func _CryptoService_DeriveKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeriveKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).DeriveKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_DeriveKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).DeriveKey(ctx, req.(*DeriveKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // CryptoService_ServiceDesc is the grpc.ServiceDesc for CryptoService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var CryptoService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "safeconduct.v1.CryptoService",
 	HandlerType: (*CryptoServiceServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "DeriveKey",
+			Handler:    _CryptoService_DeriveKey_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "ProtectState",
@@ -149,6 +250,18 @@ var CryptoService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "UnprotectState",
 			Handler:       _CryptoService_UnprotectState_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "ProtectImage",
+			Handler:       _CryptoService_ProtectImage_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "UnprotectImage",
+			Handler:       _CryptoService_UnprotectImage_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

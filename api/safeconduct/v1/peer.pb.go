@@ -1602,9 +1602,11 @@ func (x *ArmedPayload) GetMigrationId() string {
 	return ""
 }
 
+// SecretPayload carries one secret of the session's VM.
 type SecretPayload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Secret        []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	SecretId      string                 `protobuf:"bytes,2,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1646,10 +1648,18 @@ func (x *SecretPayload) GetSecret() []byte {
 	return nil
 }
 
+func (x *SecretPayload) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
+	}
+	return ""
+}
+
 type SecretStored struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SHA-256 of the secret, under the channel.
 	Digest        []byte `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	SecretId      string `protobuf:"bytes,2,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1691,10 +1701,21 @@ func (x *SecretStored) GetDigest() []byte {
 	return nil
 }
 
+func (x *SecretStored) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
+	}
+	return ""
+}
+
+// ConcludePayload ends the session on the peer.
 type ConcludePayload struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Committed     bool                   `protobuf:"varint,1,opt,name=committed,proto3" json:"committed,omitempty"`
-	Refusal       *Refusal               `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Committed bool                   `protobuf:"varint,1,opt,name=committed,proto3" json:"committed,omitempty"`
+	Refusal   *Refusal               `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	// The record that both enclaves sign (docs/receipts.md), and the source's signature: Ed25519 by its log key, 64 bytes.
+	Receipt       []byte `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	Signature     []byte `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1743,9 +1764,25 @@ func (x *ConcludePayload) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *ConcludePayload) GetReceipt() []byte {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+func (x *ConcludePayload) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 type ConcludedPayload struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	State         SessionState           `protobuf:"varint,1,opt,name=state,proto3,enum=safeconduct.v1.SessionState" json:"state,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State SessionState           `protobuf:"varint,1,opt,name=state,proto3,enum=safeconduct.v1.SessionState" json:"state,omitempty"`
+	// The destination's signature over the record, 64 bytes.
+	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1785,6 +1822,13 @@ func (x *ConcludedPayload) GetState() SessionState {
 		return x.State
 	}
 	return SessionState_SESSION_STATE_UNSPECIFIED
+}
+
+func (x *ConcludedPayload) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
 }
 
 var File_safeconduct_v1_peer_proto protoreflect.FileDescriptor
@@ -1896,16 +1940,21 @@ const file_safeconduct_v1_peer_proto_rawDesc = "" +
 	"ArmPayload\x12!\n" +
 	"\fmigration_id\x18\x01 \x01(\tR\vmigrationId\"1\n" +
 	"\fArmedPayload\x12!\n" +
-	"\fmigration_id\x18\x01 \x01(\tR\vmigrationId\"'\n" +
+	"\fmigration_id\x18\x01 \x01(\tR\vmigrationId\"D\n" +
 	"\rSecretPayload\x12\x16\n" +
-	"\x06secret\x18\x01 \x01(\fR\x06secret\"&\n" +
+	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x1b\n" +
+	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\"C\n" +
 	"\fSecretStored\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\fR\x06digest\"b\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x1b\n" +
+	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\"\x9a\x01\n" +
 	"\x0fConcludePayload\x12\x1c\n" +
 	"\tcommitted\x18\x01 \x01(\bR\tcommitted\x121\n" +
-	"\arefusal\x18\x02 \x01(\v2\x17.safeconduct.v1.RefusalR\arefusal\"F\n" +
+	"\arefusal\x18\x02 \x01(\v2\x17.safeconduct.v1.RefusalR\arefusal\x12\x18\n" +
+	"\areceipt\x18\x03 \x01(\fR\areceipt\x12\x1c\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignature\"d\n" +
 	"\x10ConcludedPayload\x122\n" +
-	"\x05state\x18\x01 \x01(\x0e2\x1c.safeconduct.v1.SessionStateR\x05state2\xd7\x02\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1c.safeconduct.v1.SessionStateR\x05state\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature2\xd7\x02\n" +
 	"\vPeerService\x12T\n" +
 	"\tHandshake\x12 .safeconduct.v1.HandshakeRequest\x1a!.safeconduct.v1.HandshakeResponse(\x010\x01\x12T\n" +
 	"\x03Arm\x12%.safeconduct.v1.PeerServiceArmRequest\x1a&.safeconduct.v1.PeerServiceArmResponse\x12M\n" +

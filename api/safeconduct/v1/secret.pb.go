@@ -9,6 +9,7 @@ package safeconductv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -25,7 +26,9 @@ type EscrowRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// 1 to 4096 bytes.
-	Secret        []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	Secret []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Name of the secret, such as its UUID in the key manager: 1 to 128 printable ASCII characters; empty: "default".
+	SecretId      string `protobuf:"bytes,3,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -74,6 +77,13 @@ func (x *EscrowRequest) GetSecret() []byte {
 	return nil
 }
 
+func (x *EscrowRequest) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
+	}
+	return ""
+}
+
 type EscrowResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -111,9 +121,12 @@ func (*EscrowResponse) Descriptor() ([]byte, []int) {
 }
 
 type ReleaseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	InstanceId    string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	SessionId     []byte                 `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// Empty: the secret is escrowed on this node.
+	SessionId []byte `protobuf:"bytes,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Empty: the VM's only one; refused if there are several.
+	SecretId      string `protobuf:"bytes,3,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -162,9 +175,17 @@ func (x *ReleaseRequest) GetSessionId() []byte {
 	return nil
 }
 
+func (x *ReleaseRequest) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
+	}
+	return ""
+}
+
 type ReleaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Secret        []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	SecretId      string                 `protobuf:"bytes,2,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -206,9 +227,18 @@ func (x *ReleaseResponse) GetSecret() []byte {
 	return nil
 }
 
+func (x *ReleaseResponse) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
+	}
+	return ""
+}
+
 type ForgetRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	InstanceId    string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// Empty: all of the VM's.
+	SecretId      string `protobuf:"bytes,2,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,6 +276,13 @@ func (*ForgetRequest) Descriptor() ([]byte, []int) {
 func (x *ForgetRequest) GetInstanceId() string {
 	if x != nil {
 		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *ForgetRequest) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
 	}
 	return ""
 }
@@ -295,32 +332,207 @@ func (x *ForgetResponse) GetForgotten() bool {
 	return false
 }
 
+type ListSecretsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all VMs.
+	InstanceId    string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSecretsRequest) Reset() {
+	*x = ListSecretsRequest{}
+	mi := &file_safeconduct_v1_secret_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSecretsRequest) ProtoMessage() {}
+
+func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_secret_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
+func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_secret_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListSecretsRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+type ListSecretsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secrets       []*EscrowedSecret      `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSecretsResponse) Reset() {
+	*x = ListSecretsResponse{}
+	mi := &file_safeconduct_v1_secret_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSecretsResponse) ProtoMessage() {}
+
+func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_secret_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
+func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_secret_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListSecretsResponse) GetSecrets() []*EscrowedSecret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+type EscrowedSecret struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	SecretId   string                 `protobuf:"bytes,2,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
+	EscrowedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=escrowed_at,json=escrowedAt,proto3" json:"escrowed_at,omitempty"`
+	// Came with a session and waits for its commit.
+	Incoming      bool `protobuf:"varint,4,opt,name=incoming,proto3" json:"incoming,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EscrowedSecret) Reset() {
+	*x = EscrowedSecret{}
+	mi := &file_safeconduct_v1_secret_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EscrowedSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EscrowedSecret) ProtoMessage() {}
+
+func (x *EscrowedSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_secret_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EscrowedSecret.ProtoReflect.Descriptor instead.
+func (*EscrowedSecret) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_secret_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EscrowedSecret) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *EscrowedSecret) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
+	}
+	return ""
+}
+
+func (x *EscrowedSecret) GetEscrowedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EscrowedAt
+	}
+	return nil
+}
+
+func (x *EscrowedSecret) GetIncoming() bool {
+	if x != nil {
+		return x.Incoming
+	}
+	return false
+}
+
 var File_safeconduct_v1_secret_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_secret_proto_rawDesc = "" +
 	"\n" +
-	"\x1bsafeconduct/v1/secret.proto\x12\x0esafeconduct.v1\"H\n" +
+	"\x1bsafeconduct/v1/secret.proto\x12\x0esafeconduct.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"e\n" +
 	"\rEscrowRequest\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
 	"instanceId\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\fR\x06secret\"\x10\n" +
-	"\x0eEscrowResponse\"P\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x1b\n" +
+	"\tsecret_id\x18\x03 \x01(\tR\bsecretId\"\x10\n" +
+	"\x0eEscrowResponse\"m\n" +
 	"\x0eReleaseRequest\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
 	"instanceId\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\fR\tsessionId\")\n" +
+	"session_id\x18\x02 \x01(\fR\tsessionId\x12\x1b\n" +
+	"\tsecret_id\x18\x03 \x01(\tR\bsecretId\"F\n" +
 	"\x0fReleaseResponse\x12\x16\n" +
-	"\x06secret\x18\x01 \x01(\fR\x06secret\"0\n" +
+	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x1b\n" +
+	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\"M\n" +
 	"\rForgetRequest\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
-	"instanceId\".\n" +
+	"instanceId\x12\x1b\n" +
+	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\".\n" +
 	"\x0eForgetResponse\x12\x1c\n" +
-	"\tforgotten\x18\x01 \x01(\bR\tforgotten2\xed\x01\n" +
+	"\tforgotten\x18\x01 \x01(\bR\tforgotten\"5\n" +
+	"\x12ListSecretsRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\"O\n" +
+	"\x13ListSecretsResponse\x128\n" +
+	"\asecrets\x18\x01 \x03(\v2\x1e.safeconduct.v1.EscrowedSecretR\asecrets\"\xa7\x01\n" +
+	"\x0eEscrowedSecret\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x1b\n" +
+	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\x12;\n" +
+	"\vescrowed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"escrowedAt\x12\x1a\n" +
+	"\bincoming\x18\x04 \x01(\bR\bincoming2\xc5\x02\n" +
 	"\rSecretService\x12G\n" +
 	"\x06Escrow\x12\x1d.safeconduct.v1.EscrowRequest\x1a\x1e.safeconduct.v1.EscrowResponse\x12J\n" +
 	"\aRelease\x12\x1e.safeconduct.v1.ReleaseRequest\x1a\x1f.safeconduct.v1.ReleaseResponse\x12G\n" +
-	"\x06Forget\x12\x1d.safeconduct.v1.ForgetRequest\x1a\x1e.safeconduct.v1.ForgetResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\x06Forget\x12\x1d.safeconduct.v1.ForgetRequest\x1a\x1e.safeconduct.v1.ForgetResponse\x12V\n" +
+	"\vListSecrets\x12\".safeconduct.v1.ListSecretsRequest\x1a#.safeconduct.v1.ListSecretsResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_secret_proto_rawDescOnce sync.Once
@@ -334,27 +546,35 @@ func file_safeconduct_v1_secret_proto_rawDescGZIP() []byte {
 	return file_safeconduct_v1_secret_proto_rawDescData
 }
 
-var file_safeconduct_v1_secret_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_safeconduct_v1_secret_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_safeconduct_v1_secret_proto_goTypes = []any{
-	(*EscrowRequest)(nil),   // 0: safeconduct.v1.EscrowRequest
-	(*EscrowResponse)(nil),  // 1: safeconduct.v1.EscrowResponse
-	(*ReleaseRequest)(nil),  // 2: safeconduct.v1.ReleaseRequest
-	(*ReleaseResponse)(nil), // 3: safeconduct.v1.ReleaseResponse
-	(*ForgetRequest)(nil),   // 4: safeconduct.v1.ForgetRequest
-	(*ForgetResponse)(nil),  // 5: safeconduct.v1.ForgetResponse
+	(*EscrowRequest)(nil),         // 0: safeconduct.v1.EscrowRequest
+	(*EscrowResponse)(nil),        // 1: safeconduct.v1.EscrowResponse
+	(*ReleaseRequest)(nil),        // 2: safeconduct.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),       // 3: safeconduct.v1.ReleaseResponse
+	(*ForgetRequest)(nil),         // 4: safeconduct.v1.ForgetRequest
+	(*ForgetResponse)(nil),        // 5: safeconduct.v1.ForgetResponse
+	(*ListSecretsRequest)(nil),    // 6: safeconduct.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 7: safeconduct.v1.ListSecretsResponse
+	(*EscrowedSecret)(nil),        // 8: safeconduct.v1.EscrowedSecret
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
 }
 var file_safeconduct_v1_secret_proto_depIdxs = []int32{
-	0, // 0: safeconduct.v1.SecretService.Escrow:input_type -> safeconduct.v1.EscrowRequest
-	2, // 1: safeconduct.v1.SecretService.Release:input_type -> safeconduct.v1.ReleaseRequest
-	4, // 2: safeconduct.v1.SecretService.Forget:input_type -> safeconduct.v1.ForgetRequest
-	1, // 3: safeconduct.v1.SecretService.Escrow:output_type -> safeconduct.v1.EscrowResponse
-	3, // 4: safeconduct.v1.SecretService.Release:output_type -> safeconduct.v1.ReleaseResponse
-	5, // 5: safeconduct.v1.SecretService.Forget:output_type -> safeconduct.v1.ForgetResponse
-	3, // [3:6] is the sub-list for method output_type
-	0, // [0:3] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	8, // 0: safeconduct.v1.ListSecretsResponse.secrets:type_name -> safeconduct.v1.EscrowedSecret
+	9, // 1: safeconduct.v1.EscrowedSecret.escrowed_at:type_name -> google.protobuf.Timestamp
+	0, // 2: safeconduct.v1.SecretService.Escrow:input_type -> safeconduct.v1.EscrowRequest
+	2, // 3: safeconduct.v1.SecretService.Release:input_type -> safeconduct.v1.ReleaseRequest
+	4, // 4: safeconduct.v1.SecretService.Forget:input_type -> safeconduct.v1.ForgetRequest
+	6, // 5: safeconduct.v1.SecretService.ListSecrets:input_type -> safeconduct.v1.ListSecretsRequest
+	1, // 6: safeconduct.v1.SecretService.Escrow:output_type -> safeconduct.v1.EscrowResponse
+	3, // 7: safeconduct.v1.SecretService.Release:output_type -> safeconduct.v1.ReleaseResponse
+	5, // 8: safeconduct.v1.SecretService.Forget:output_type -> safeconduct.v1.ForgetResponse
+	7, // 9: safeconduct.v1.SecretService.ListSecrets:output_type -> safeconduct.v1.ListSecretsResponse
+	6, // [6:10] is the sub-list for method output_type
+	2, // [2:6] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_secret_proto_init() }
@@ -368,7 +588,7 @@ func file_safeconduct_v1_secret_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_secret_proto_rawDesc), len(file_safeconduct_v1_secret_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,24 +19,30 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SecretService_Escrow_FullMethodName  = "/safeconduct.v1.SecretService/Escrow"
-	SecretService_Release_FullMethodName = "/safeconduct.v1.SecretService/Release"
-	SecretService_Forget_FullMethodName  = "/safeconduct.v1.SecretService/Forget"
+	SecretService_Escrow_FullMethodName      = "/safeconduct.v1.SecretService/Escrow"
+	SecretService_Release_FullMethodName     = "/safeconduct.v1.SecretService/Release"
+	SecretService_Forget_FullMethodName      = "/safeconduct.v1.SecretService/Forget"
+	SecretService_ListSecrets_FullMethodName = "/safeconduct.v1.SecretService/ListSecrets"
 )
 
 // SecretServiceClient is the client API for SecretService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SecretService is called by nova-compute over the node's local unix socket. A secret is escrowed where the VM starts,
-// travels from enclave to enclave when a session is armed, and is released once at the destination.
+// SecretService is called by nova-compute over the node's local unix socket. A secret is escrowed where the VM starts, travels from
+// enclave to enclave when a session is armed, and is released once at the destination. A VM may have several, told apart by
+// secret_id, such as the versions of a passphrase that is being replaced.
 type SecretServiceClient interface {
-	// Escrow seals a secret of a VM (the passphrase of its vTPM state) in this node's enclave.
+	// Escrow seals a secret of a VM (the passphrase of its vTPM state) in this node's enclave. The same secret again changes nothing;
+	// another one under the same id is refused.
 	Escrow(ctx context.Context, in *EscrowRequest, opts ...grpc.CallOption) (*EscrowResponse, error)
-	// Release hands the destination's nova-compute the secret that came with an established session. Once a session.
+	// Release hands out a secret: with a session, the one that came with it, once; without, one that is escrowed on this node, whose VM
+	// must have no open outgoing session.
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
-	// Forget destroys a VM's escrowed secret.
+	// Forget destroys a VM's escrowed secret, or all of them. It is refused while the VM has an open session that may need it.
 	Forget(ctx context.Context, in *ForgetRequest, opts ...grpc.CallOption) (*ForgetResponse, error)
+	// ListSecrets says which secrets are escrowed here. It never returns one.
+	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error)
 }
 
 type secretServiceClient struct {
@@ -77,19 +83,34 @@ func (c *secretServiceClient) Forget(ctx context.Context, in *ForgetRequest, opt
 	return out, nil
 }
 
+func (c *secretServiceClient) ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSecretsResponse)
+	err := c.cc.Invoke(ctx, SecretService_ListSecrets_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SecretServiceServer is the server API for SecretService service.
 // All implementations must embed UnimplementedSecretServiceServer
 // for forward compatibility.
 //
-// SecretService is called by nova-compute over the node's local unix socket. A secret is escrowed where the VM starts,
-// travels from enclave to enclave when a session is armed, and is released once at the destination.
+// SecretService is called by nova-compute over the node's local unix socket. A secret is escrowed where the VM starts, travels from
+// enclave to enclave when a session is armed, and is released once at the destination. A VM may have several, told apart by
+// secret_id, such as the versions of a passphrase that is being replaced.
 type SecretServiceServer interface {
-	// Escrow seals a secret of a VM (the passphrase of its vTPM state) in this node's enclave.
+	// Escrow seals a secret of a VM (the passphrase of its vTPM state) in this node's enclave. The same secret again changes nothing;
+	// another one under the same id is refused.
 	Escrow(context.Context, *EscrowRequest) (*EscrowResponse, error)
-	// Release hands the destination's nova-compute the secret that came with an established session. Once a session.
+	// Release hands out a secret: with a session, the one that came with it, once; without, one that is escrowed on this node, whose VM
+	// must have no open outgoing session.
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
-	// Forget destroys a VM's escrowed secret.
+	// Forget destroys a VM's escrowed secret, or all of them. It is refused while the VM has an open session that may need it.
 	Forget(context.Context, *ForgetRequest) (*ForgetResponse, error)
+	// ListSecrets says which secrets are escrowed here. It never returns one.
+	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error)
 	mustEmbedUnimplementedSecretServiceServer()
 }
 
@@ -108,6 +129,9 @@ func (UnimplementedSecretServiceServer) Release(context.Context, *ReleaseRequest
 }
 func (UnimplementedSecretServiceServer) Forget(context.Context, *ForgetRequest) (*ForgetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Forget not implemented")
+}
+func (UnimplementedSecretServiceServer) ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSecrets not implemented")
 }
 func (UnimplementedSecretServiceServer) mustEmbedUnimplementedSecretServiceServer() {}
 func (UnimplementedSecretServiceServer) testEmbeddedByValue()                       {}
@@ -184,6 +208,24 @@ func _SecretService_Forget_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SecretService_ListSecrets_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSecretsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SecretServiceServer).ListSecrets(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SecretService_ListSecrets_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SecretServiceServer).ListSecrets(ctx, req.(*ListSecretsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SecretService_ServiceDesc is the grpc.ServiceDesc for SecretService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -202,6 +244,10 @@ var SecretService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Forget",
 			Handler:    _SecretService_Forget_Handler,
+		},
+		{
+			MethodName: "ListSecrets",
+			Handler:    _SecretService_ListSecrets_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
