@@ -9,6 +9,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 )
 
 // metrics are what Prometheus scrapes. Every series carries the mode. Labels come from enums and from method names only, so
@@ -111,6 +112,6 @@ func (m *metrics) transition(c session.Change) {
 func (m *metrics) call(method string, err error) {
 	m.calls.WithLabelValues(method, outcome(err != nil)).Inc()
 	if err != nil {
-		m.refused(FromStatus(err).Reason)
+		m.refused(rpcerror.Refusal(err).Reason)
 	}
 }

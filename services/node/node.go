@@ -16,6 +16,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/tee"
 )
 
@@ -131,7 +132,7 @@ func (n *node) establish(ctx context.Context, who session.Identity, progress fun
 func (n *node) dial(ctx context.Context, client v1.PeerServiceClient, s *session.Session, progress func(*v1.StepReport)) error {
 	rpc, err := client.Handshake(ctx)
 	if err != nil {
-		return FromStatus(err)
+		return rpcerror.Refusal(err)
 	}
 	stream := &dialStream{rpc}
 	rec := s.Record()

@@ -14,6 +14,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 )
 
 func TestMain(m *testing.M) {
@@ -35,7 +36,7 @@ func want(t *testing.T, what string, err error, reason v1.Reason) {
 		t.Errorf("%s: not refused, want %s", what, refusal.Name(reason))
 		return
 	}
-	if r := FromStatus(err); r.Reason != reason {
+	if r := rpcerror.Refusal(err); r.Reason != reason {
 		t.Errorf("%s: %v, want %s", what, err, refusal.Name(reason))
 	}
 }
@@ -229,7 +230,7 @@ func TestAnAlteredOrForeignBlobEndsTheSession(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = r.dst.unprotect(volatile, alter(bytes.Clone(ciphertext)))
-			if reason := FromStatus(err).Reason; reason != v1.Reason_REASON_CIPHERTEXT_INVALID && reason != v1.Reason_REASON_CIPHERTEXT_TRUNCATED {
+			if reason := rpcerror.Refusal(err).Reason; reason != v1.Reason_REASON_CIPHERTEXT_INVALID && reason != v1.Reason_REASON_CIPHERTEXT_TRUNCATED {
 				t.Errorf("got %v", err)
 			}
 			_, err = r.dst.unprotect(volatile, ciphertext)

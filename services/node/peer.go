@@ -12,6 +12,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 )
 
 // peerServer implements PeerService, for other node services. Whoever calls it is a stranger until the handshake has shown
@@ -40,7 +41,7 @@ func (s *dialStream) Recv() (*v1.Frame, error) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, FromStatus(err)
+		return nil, rpcerror.Refusal(err)
 	}
 	return resp.GetFrame(), nil
 }
@@ -48,7 +49,7 @@ func (s *dialStream) Recv() (*v1.Frame, error) {
 // finish waits until the peer has ended the stream, which it does when it, too, holds the session.
 func (s *dialStream) finish() error {
 	if err := s.rpc.CloseSend(); err != nil {
-		return FromStatus(err)
+		return rpcerror.Refusal(err)
 	}
 	frame, err := s.Recv()
 	switch {

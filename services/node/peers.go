@@ -19,6 +19,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/config"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 )
 
 // maxPeerMessage bounds one gRPC message on the peer port: an integrity log of 8 MiB and its envelope.
@@ -141,11 +142,11 @@ func peerCredentials(t *config.TLS) (server, client credentials.TransportCredent
 func sender[Resp any](call func(context.Context, *v1.SealedMessage) (Resp, error), open func(Resp) *v1.SealedMessage) func(context.Context, *v1.SealedMessage) (*v1.SealedMessage, error) {
 	return func(ctx context.Context, m *v1.SealedMessage) (*v1.SealedMessage, error) {
 		resp, err := call(ctx, m)
-		if err != nil && FromStatus(err).Reason == v1.Reason_REASON_PEER_UNAVAILABLE && ctx.Err() == nil {
+		if err != nil && rpcerror.Refusal(err).Reason == v1.Reason_REASON_PEER_UNAVAILABLE && ctx.Err() == nil {
 			resp, err = call(ctx, m)
 		}
 		if err != nil {
-			return nil, FromStatus(err)
+			return nil, rpcerror.Refusal(err)
 		}
 		return open(resp), nil
 	}

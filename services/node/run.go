@@ -28,6 +28,7 @@ import (
 	"github.com/safeconduct/safeconduct/services/node/config"
 	"github.com/safeconduct/safeconduct/services/node/local"
 	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/services/version"
 	"github.com/safeconduct/safeconduct/tee"
 )
@@ -219,7 +220,7 @@ func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, er
 	list := new(local.AllowList)
 	check := func(ctx context.Context, method string) error { return list.Check(ctx, method) }
 	options := append(serverLimits(maxLocalMessage, 256), grpc.Creds(local.Credentials{}))
-	s := grpc.NewServer(append(options, interceptors(toStatus, n.metrics.call, check)...)...)
+	s := grpc.NewServer(append(options, interceptors(rpcerror.Status, n.metrics.call, check)...)...)
 	v1.RegisterMigrationServiceServer(s, &migrationServer{node: n})
 	v1.RegisterCryptoServiceServer(s, &cryptoServer{node: n})
 	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
@@ -251,5 +252,5 @@ func (n *node) toPeer(err error) error {
 		r := refusal.From(err)
 		n.log.Warn("peer call refused", "reason", refusal.Name(r.Reason), "why", r.Message, "found", r.Found, "expected", r.Expected)
 	}
-	return toPeerStatus(err)
+	return rpcerror.ForPeer(err)
 }

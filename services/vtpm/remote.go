@@ -5,17 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
-	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/services/vtpm/ctrl"
 )
 
@@ -24,8 +22,6 @@ const (
 	DefaultTimeout = 2 * time.Second
 	// chunk is the data of one message, in bytes.
 	chunk = 256 << 10
-	// errorDomain of the node service's typed refusals.
-	errorDomain = "safeconduct.dev"
 )
 
 // ErrTransfer says that the node service's answer was not a whole blob.
@@ -192,29 +188,11 @@ func (r *RemoteProtector) explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	st, ok := status.FromError(err)
-	if !ok {
+	if _, ok := status.FromError(err); !ok {
 		return err
 	}
-	for _, detail := range st.Details() {
-		info, ok := detail.(*errdetails.ErrorInfo)
-		if !ok || info.GetDomain() != errorDomain {
-			continue
-		}
-		m := info.GetMetadata()
-		return refusal.FromProto(&v1.Refusal{
-			Reason: v1.Reason(v1.Reason_value["REASON_"+info.GetReason()]), Message: bare(st.Message(), info.GetReason()),
-			Item: m["item"], Found: m["found"], Expected: m["expected"], Remedy: m["remedy"],
-		})
+	if refused, ok := rpcerror.Typed(err); ok {
+		return refused
 	}
 	return fmt.Errorf("node service at %s: %w", r.conn.Target(), err)
-}
-
-// bare takes off what Refusal.Error put around the message and will put around it again.
-func bare(message, reason string) string {
-	message = strings.TrimPrefix(message, reason+": ")
-	if i := strings.LastIndex(message, " (found "); i > 0 {
-		message = message[:i]
-	}
-	return message
 }

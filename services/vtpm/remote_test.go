@@ -13,13 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/services/vtpm/ctrl"
 )
 
@@ -87,13 +87,7 @@ func inChunks(in []byte, send func([]byte, bool) error) error {
 // noSession is the node service's refusal, as it puts it on the wire.
 func noSession(t *testing.T) error {
 	t.Helper()
-	st, err := status.New(codes.FailedPrecondition, "NO_ARMED_SESSION: there is no armed session (found none, expected one)").WithDetails(&errdetails.ErrorInfo{
-		Reason: "NO_ARMED_SESSION", Domain: "safeconduct.dev", Metadata: map[string]string{"found": "none", "expected": "one", "remedy": "arm the session"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return st.Err()
+	return rpcerror.Status(refusal.New(v1.Reason_REASON_NO_ARMED_SESSION, "there is no armed session").Want("none", "one").Do("arm the session"))
 }
 
 // startNode serves f on a unix socket and returns the gRPC target.

@@ -14,7 +14,7 @@ import (
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
-	"github.com/safeconduct/safeconduct/services/node"
+	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/test/vm"
 )
 
@@ -97,7 +97,7 @@ func (d *demo) refusedAs(ctx context.Context, scene string, err error, reason v1
 	if err == nil {
 		return fmt.Errorf("%s: was not refused", scene)
 	}
-	r := node.FromStatus(err)
+	r := rpcerror.Refusal(err)
 	say("refused: %s", r.Message)
 	say("   what to do: %s", r.RemedyText())
 	if r.Reason != reason {
@@ -350,7 +350,7 @@ func (d *demo) afterwards(ctx context.Context, s *v1.Session) error {
 	if err == nil {
 		return errors.New("the ended session can be armed again")
 	}
-	if node.FromStatus(err).Reason != v1.Reason_REASON_NO_SESSION {
+	if rpcerror.Refusal(err).Reason != v1.Reason_REASON_NO_SESSION {
 		return fmt.Errorf("the ended session can be armed again: %w", err)
 	}
 	return nil
