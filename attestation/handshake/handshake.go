@@ -66,9 +66,9 @@ type LogSource interface {
 	Log(ctx context.Context, qualifying [32]byte) ([]byte, error)
 }
 
-// LogAppraiser judges the peer's log against reference values. Its errors are refusals.
+// LogAppraiser judges the peer's log, which was received at the given time, against reference values. Its errors are refusals.
 type LogAppraiser interface {
-	AppraiseLog(ctx context.Context, log []byte, qualifying [32]byte, host string, platform [32]byte, peer *Peer) (*v1.Appraised, error)
+	AppraiseLog(ctx context.Context, log []byte, qualifying [32]byte, host string, platform [32]byte, peer *Peer, at time.Time) (*v1.Appraised, error)
 }
 
 // Node is what this side of a handshake is made of.
@@ -77,7 +77,7 @@ type Node struct {
 	Mode v1.Mode
 	// PlatformID is this node's enrolled identity.
 	PlatformID [32]byte
-	// Policy returns the digest of the policy in force.
+	// PolicyDigest is SHA-256 of the policy in force when the handshake begins.
 	PolicyDigest [32]byte
 
 	Attester  Attester

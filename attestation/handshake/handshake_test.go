@@ -53,7 +53,7 @@ func (f *fake) Log(_ context.Context, qualifying [32]byte) ([]byte, error) {
 	return append([]byte("log of "+f.host+":"), qualifying[:]...), f.logErr
 }
 
-func (f *fake) AppraiseLog(_ context.Context, log []byte, qualifying [32]byte, host string, _ [32]byte, _ *Peer) (*v1.Appraised, error) {
+func (f *fake) AppraiseLog(_ context.Context, log []byte, qualifying [32]byte, host string, _ [32]byte, _ *Peer, _ time.Time) (*v1.Appraised, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.logsAppraised++

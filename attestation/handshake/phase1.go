@@ -29,6 +29,7 @@ type run struct {
 	mine, theirs         *v1.Hello
 	ctxHash, th1, th2    [48]byte
 	schedule             *keyschedule.Schedule
+	facts                Transcript
 	peer                 *Peer
 	peerSign             ed25519.PublicKey
 	evidenceS, evidenceD []byte
@@ -224,9 +225,23 @@ func (r *run) quote(ctx context.Context) ([]byte, error) {
 func (r *run) transcript2(signS, encS, encD []byte, seedS, seedD *keyschedule.Secret) error {
 	hs, hd := sha512.Sum384(r.evidenceS), sha512.Sum384(r.evidenceD)
 	r.th2 = transcript.H384("safeconduct/v1/th2", r.th1[:], hs[:], hd[:], signS, encS, encD)
+	helloS, helloD := r.mine, r.theirs
+	if r.role == v1.Role_ROLE_DESTINATION {
+		helloS, helloD = helloD, helloS
+	}
+	r.facts = Transcript{
+		Mode: r.node.Mode, Intent: r.intent, HelloS: withoutEvidence(helloS), HelloD: withoutEvidence(helloD), SignS: signS, SignD: helloD.GetSignPublic(),
+		EncS: encS, EncD: encD, EvidenceS: r.evidenceS, EvidenceD: r.evidenceD,
+	}
 	var err error
 	r.schedule, err = keyschedule.New(r.th2, seedS, seedD)
 	return err
+}
+
+func withoutEvidence(h *v1.Hello) *v1.Hello {
+	return &v1.Hello{
+		PlatformId: h.GetPlatformId(), PolicyDigest: h.GetPolicyDigest(), Nonce: h.GetNonce(), KemPublic: h.GetKemPublic(), SignPublic: h.GetSignPublic(),
+	}
 }
 
 func info(th1 [48]byte, direction string) []byte { return append(th1[:], direction...) }

@@ -20,6 +20,7 @@ type exchange struct {
 	logS, logD                     [48]byte // SHA-384 of the exact bytes
 	awaits                         int      // number of the message that must come next
 	appraised                      *v1.Appraised
+	kept                           keptLog
 }
 
 func (s *Session) nonce() ([]byte, error) {
@@ -181,7 +182,7 @@ func (s *Session) answerM2(ctx context.Context, p *v1.ChannelPayload) (*v1.Chann
 	if m2 == nil || !bytes.Equal(m2.GetNonce1(), e.nonce1) || len(m2.GetNonce2()) != nonceSize {
 		return nil, violation("M2 is malformed or does not answer our M1")
 	}
-	if e.logD, e.appraised, err = s.appraiseLog(ctx, m2.GetLog(), e.nonce1); err != nil {
+	if e.logD, err = s.appraiseLog(ctx, e, m2.GetLog(), e.nonce1); err != nil {
 		return nil, err
 	}
 	if e.nonce3, err = s.nonce(); err != nil {
@@ -206,7 +207,7 @@ func (s *Session) answerM3(ctx context.Context, m3 *v1.SourceLog) (*v1.ChannelPa
 	if !bytes.Equal(m3.GetNonce2(), e.nonce2) || len(m3.GetNonce3()) != nonceSize {
 		return nil, violation("M3 is malformed or does not answer our M2")
 	}
-	if e.logS, e.appraised, err = s.appraiseLog(ctx, m3.GetLog(), e.nonce2); err != nil {
+	if e.logS, err = s.appraiseLog(ctx, e, m3.GetLog(), e.nonce2); err != nil {
 		return nil, err
 	}
 	if e.nonce4, err = s.nonce(); err != nil {
@@ -240,7 +241,9 @@ func (s *Session) finish(e *exchange) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.th3 = transcript.H384("safeconduct/v1/th3", s.th2[:], e.logS[:], e.logD[:], e.nonce1, e.nonce2, e.nonce3, e.nonce4)
-	s.appraised, s.at, s.exchange = e.appraised, s.node.Now(), nil
+	s.appraised, s.kept, s.at, s.exchange = e.appraised, e.kept, s.node.Now(), nil
+	s.facts.LogS, s.facts.LogD = e.logS, e.logD
+	s.facts.Nonce1, s.facts.Nonce2, s.facts.Nonce3, s.facts.Nonce4 = e.nonce1, e.nonce2, e.nonce3, e.nonce4
 }
 
 // renewKeys derives keys anew on the destination when an exchange renews one that keys were derived from already.
@@ -273,19 +276,24 @@ func (s *Session) signedLog(ctx context.Context, nonce []byte) ([48]byte, *v1.Si
 }
 
 // appraiseLog checks the signature of the peer's enclave over its log, then the log.
-func (s *Session) appraiseLog(ctx context.Context, signed *v1.SignedLog, nonce []byte) (digest [48]byte, a *v1.Appraised, err error) {
+func (s *Session) appraiseLog(ctx context.Context, e *exchange, signed *v1.SignedLog, nonce []byte) (digest [48]byte, err error) {
 	role, log := other(s.Role), signed.GetLog()
 	if len(log) > maxLog || len(signed.GetSignature()) != signatureLen {
-		return digest, nil, violation("the peer's log is malformed")
+		return digest, violation("the peer's log is malformed")
 	}
 	if !ed25519.Verify(s.peerSign, logTranscript(role, s.th2, nonce, log), signed.GetSignature()) {
-		return digest, nil, violation("the peer's log is not signed by its enclave for this exchange")
+		return digest, violation("the peer's log is not signed by its enclave for this exchange")
 	}
-	a, err = s.node.Reference.AppraiseLog(ctx, log, Qualifying(role, s.th2, nonce), s.PeerHost(), s.peerPlatform, s.peer)
+	kept := keptLog{qualifying: Qualifying(role, s.th2, nonce), at: s.node.Now()}
+	e.appraised, err = s.node.Reference.AppraiseLog(ctx, log, kept.qualifying, s.PeerHost(), s.peerPlatform, s.peerNow(), kept.at)
 	if err != nil {
-		return digest, nil, err
+		return digest, err
 	}
-	return sha512.Sum384(log), a, nil
+	if len(log) <= maxKeptLog {
+		kept.raw = log
+	}
+	e.kept = kept
+	return sha512.Sum384(log), nil
 }
 
 func marshal(p *v1.ChannelPayload) ([]byte, error) {

@@ -22,14 +22,16 @@ type Session struct {
 	Intent Intent
 	Role   v1.Role
 
-	node         *Node
-	ctxHash, th2 [48]byte
-	peer         *Peer
-	peerSign     ed25519.PublicKey
-	peerPlatform [32]byte
+	node              *Node
+	ctxHash, th1, th2 [48]byte
+	peerSign          ed25519.PublicKey
+	peerPlatform      [32]byte
 
 	mu        sync.Mutex
 	destroyed bool
+	peer      *Peer
+	facts     Transcript
+	kept      keptLog
 	answering bool // an answer is being made: the channel outlives Destroy until it is sealed
 	signKey   ed25519.PrivateKey
 	schedule  *keyschedule.Schedule
@@ -48,7 +50,7 @@ func (r *run) session(ch *channel.Channel) *Session {
 	name := transcript.H384("safeconduct/v1/session-id", r.th2[:])
 	s := &Session{
 		ID: [sessionID]byte(name[:sessionID]), Intent: r.intent, Role: r.role, node: r.node,
-		ctxHash: r.ctxHash, th2: r.th2, peer: r.peer, peerSign: r.peerSign, peerPlatform: [32]byte(r.theirs.GetPlatformId()),
+		ctxHash: r.ctxHash, th1: r.th1, th2: r.th2, peer: r.peer, facts: r.facts, peerSign: r.peerSign, peerPlatform: [32]byte(r.theirs.GetPlatformId()),
 		signKey: r.signKey, schedule: r.schedule, channel: ch,
 	}
 	return s
@@ -71,7 +73,13 @@ func (s *Session) PeerHost() string {
 }
 
 // PeerAttested is what phase 1 found.
-func (s *Session) PeerAttested() *v1.Attested { return s.peer.Attested }
+func (s *Session) PeerAttested() *v1.Attested { return s.peerNow().Attested }
+
+func (s *Session) peerNow() *Peer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peer
+}
 
 // PeerAppraised is what the last integrity exchange found, or nil.
 func (s *Session) PeerAppraised() *v1.Appraised {

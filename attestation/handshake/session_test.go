@@ -165,13 +165,13 @@ func TestALogSignedForAnotherExchangeIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := p.s.appraiseLog(t.Context(), signed, nonce); !errors.Is(err, refusal.Because(v1.Reason_REASON_PROTOCOL_VIOLATION)) {
+	if _, err := p.s.appraiseLog(t.Context(), &exchange{}, signed, nonce); !errors.Is(err, refusal.Because(v1.Reason_REASON_PROTOCOL_VIOLATION)) {
 		t.Errorf("another session's log: %v", err)
 	}
-	if _, _, err := q.s.appraiseLog(t.Context(), signed, make([]byte, nonceSize)); err == nil {
+	if _, err := q.s.appraiseLog(t.Context(), &exchange{}, signed, make([]byte, nonceSize)); err == nil {
 		t.Error("another exchange's log is accepted")
 	}
-	if _, _, err := q.s.appraiseLog(t.Context(), signed, nonce); err != nil {
+	if _, err := q.s.appraiseLog(t.Context(), &exchange{}, signed, nonce); err != nil {
 		t.Errorf("the exchange's own log: %v", err)
 	}
 }

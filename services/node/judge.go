@@ -99,7 +99,7 @@ func first(all []*refusal.Refusal) error {
 }
 
 // AppraiseLog implements handshake.LogAppraiser.
-func (j *judge) AppraiseLog(_ context.Context, raw []byte, qualifying [32]byte, host string, platform [32]byte, peer *handshake.Peer) (*v1.Appraised, error) {
+func (j *judge) AppraiseLog(_ context.Context, raw []byte, qualifying [32]byte, host string, platform [32]byte, peer *handshake.Peer, at time.Time) (*v1.Appraised, error) {
 	log, err := hostlog.Parse(raw)
 	if err != nil {
 		return nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "the log of %s: %w", host, err)
@@ -109,7 +109,7 @@ func (j *judge) AppraiseLog(_ context.Context, raw []byte, qualifying [32]byte, 
 		return nil, err
 	}
 	v := appraise.Appraise(log, &j.policy.Integrity, appraise.Expectation{
-		Host: host, Qualifying: qualifying, AKPublic: key, Now: j.now(), MaxAge: maxClockSkew,
+		Host: host, Qualifying: qualifying, AKPublic: key, Now: at, MaxAge: maxClockSkew,
 	})
 	if err := v.Err(); err != nil {
 		return nil, integrityRefusal(host, v, err)
@@ -179,7 +179,7 @@ func (n *node) selfCheck(ctx context.Context) error {
 	if err == nil {
 		var log []byte
 		if log, err = n.logs.Log(ctx, [32]byte(data[:32])); err == nil {
-			_, err = n.judge.AppraiseLog(ctx, log, [32]byte(data[:32]), n.host, platform, peer)
+			_, err = n.judge.AppraiseLog(ctx, log, [32]byte(data[:32]), n.host, platform, peer, n.now())
 		}
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
