@@ -69,7 +69,7 @@ func (a *attestationServer) Appraise(_ context.Context, req *v1.AppraiseRequest)
 		data := evidenceReportData(req.GetNonce())
 		bound = &data
 	}
-	verdict := a.judge.appraise(req.GetQuote(), bound, req.GetHost())
+	verdict := a.judge().appraise(req.GetQuote(), bound, req.GetHost())
 	out := &v1.AppraiseResponse{Accepted: len(verdict.Refusals) == 0}
 	if verdict.Attested != nil {
 		out.Attested = verdict.Attested

@@ -99,7 +99,7 @@ func (c *cryptoServer) crossIn(s *session.Session, kind v1.StateType, stream *bl
 	if err != nil {
 		return err
 	}
-	hs, err := secrets(s)
+	hs, err := c.standing(stream.ctx, s)
 	if err != nil {
 		return err
 	}

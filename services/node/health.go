@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
@@ -16,10 +17,19 @@ import (
 type readiness struct {
 	grpc    *health.Server
 	problem atomic.Pointer[string]
+	again   chan struct{}
+}
+
+// soon makes watch check without waiting for its next turn.
+func (r *readiness) soon() {
+	select {
+	case r.again <- struct{}{}:
+	default: // one is asked for already
+	}
 }
 
 func newReadiness() *readiness {
-	r := &readiness{grpc: health.NewServer()}
+	r := &readiness{grpc: health.NewServer(), again: make(chan struct{}, 1)}
 	r.set("starting")
 	return r
 }
@@ -35,11 +45,11 @@ func (r *readiness) set(problem string) {
 }
 
 // watch attests this node to itself every period until ctx ends.
-func (r *readiness) watch(ctx context.Context, period time.Duration, check func(context.Context) error) {
+func (r *readiness) watch(ctx context.Context, period time.Duration, check func(context.Context) (*v1.Attested, error)) {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
-		if err := check(ctx); err != nil && ctx.Err() == nil {
+		if _, err := check(ctx); err != nil && ctx.Err() == nil {
 			r.set(err.Error())
 		} else if err == nil {
 			r.set("")
@@ -48,6 +58,7 @@ func (r *readiness) watch(ctx context.Context, period time.Duration, check func(
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-r.again:
 		}
 	}
 }
@@ -62,7 +73,7 @@ func (n *node) handler(r *readiness) http.Handler {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		// The client's going away is not ours to handle.
-		_ = json.NewEncoder(w).Encode(map[string]any{"ok": problem == "", "problem": problem, "host": n.host, "mode": n.hs.Mode.String()})
+		_ = json.NewEncoder(w).Encode(map[string]any{"ok": problem == "", "problem": problem, "host": n.host, "mode": n.mode.String()})
 	}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, "") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, *r.problem.Load()) })

@@ -44,6 +44,6 @@ func (i *integrityServer) Measure(ctx context.Context, _ *v1.MeasureRequest) (*v
 
 // GetPolicy implements IntegrityService.
 func (i *integrityServer) GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.GetPolicyResponse, error) {
-	p := i.judge.policy
+	p := i.judge().policy
 	return &v1.GetPolicyResponse{Policy: p.Raw, Digest: p.Digest[:], Mode: i.mode}, nil
 }

@@ -30,7 +30,8 @@ type judge struct {
 	now    func() time.Time
 }
 
-func newJudge(cfg *config.Config, root RootOfTrust, now func() time.Time) (*judge, error) {
+// readJudge reads policy and collateral as they are now.
+func readJudge(cfg *config.Config, root RootOfTrust, now func() time.Time) (*judge, error) {
 	raw, err := os.ReadFile(cfg.Policy.File)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
@@ -154,7 +155,7 @@ func (n *node) ownPlatform(ctx context.Context) ([32]byte, error) {
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("this enclave cannot make a quote: %w", err)
 	}
-	claims, _, err := n.judge.quotes.verify(quote, n.now())
+	claims, _, err := n.judge().quotes.verify(quote, n.now())
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("this node cannot verify its own quote: %w", err)
 	}
@@ -166,20 +167,21 @@ func (n *node) ownPlatform(ctx context.Context) ([32]byte, error) {
 }
 
 // selfCheck attests this node to itself as a peer would: quote, policy, enrolment, log. A node that fails it would be refused.
-func (n *node) selfCheck(ctx context.Context) error {
+func (n *node) selfCheck(ctx context.Context) (*v1.Attested, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.handshakeTimeout)
 	defer cancel()
 	data := evidenceReportData([]byte("self-check"))
 	quote, err := n.enclave.Quote(ctx, data)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	platform := n.hs.PlatformID
-	peer, err := n.judge.AppraiseEvidence(ctx, quote, data, n.host, platform)
+	platform, j := n.base.PlatformID, n.judge()
+	attested := j.appraise(quote, &data, n.host).Attested
+	peer, err := j.AppraiseEvidence(ctx, quote, data, n.host, platform)
 	if err == nil {
 		var log []byte
 		if log, err = n.logs.Log(ctx, [32]byte(data[:32])); err == nil {
-			_, err = n.judge.AppraiseLog(ctx, log, [32]byte(data[:32]), n.host, platform, peer, n.now())
+			_, err = j.AppraiseLog(ctx, log, [32]byte(data[:32]), n.host, platform, peer, n.now())
 		}
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
@@ -187,5 +189,5 @@ func (n *node) selfCheck(ctx context.Context) error {
 		n.log.Warn("this node would be refused by its own policy", "reason", refusal.Name(r.Reason), "why", r.Message,
 			"item", r.Item, "found", r.Found, "expected", r.Expected, "do", r.RemedyText())
 	}
-	return err
+	return attested, err
 }

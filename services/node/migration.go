@@ -33,6 +33,9 @@ func checkInstance(id string) error {
 	if !handshake.IsInstanceID(id) {
 		return invalid("instance_id", "instance_id %q is not a UUID in canonical lower case", id)
 	}
+	if id == preflightInstance {
+		return invalid("instance_id", "instance_id %s stands for no VM: call Preflight", id)
+	}
 	return nil
 }
 
@@ -152,7 +155,7 @@ func checkMigrationID(id string) error {
 func (m *migrationServer) arm(ctx context.Context, s *session.Session, migrationID string) error {
 	ctx, cancel := context.WithTimeout(ctx, armTimeout)
 	defer cancel()
-	hs, err := secrets(s)
+	hs, err := m.standing(ctx, s)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -16,7 +17,6 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/session"
-	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/tee"
 )
 
@@ -40,9 +40,17 @@ type node struct {
 	now       func() time.Time
 	table     *session.Table
 	peers     *peers
-	hs        *handshake.Node
-	judge     *judge
+	base      handshake.Node // without what the policy in force adds: see party
 	logs      *hostLogs
+	started   time.Time
+
+	// The policy and collateral in force, and how to read them anew; reloading is held while that is done.
+	inForce   atomic.Pointer[judge]
+	newJudge  func(context.Context) (*judge, error)
+	reloading sync.Mutex
+	draining  atomic.Bool
+	stop      context.CancelFunc
+	recheck   func()
 
 	handshakeTimeout time.Duration
 	armMaxAge        time.Duration
@@ -54,9 +62,10 @@ type node struct {
 	background sync.WaitGroup
 }
 
-// secrets returns the session's keys, once its handshake has ended well.
-func secrets(s *session.Session) (*handshake.Session, error) {
-	hs, ok := s.Secrets().(*handshake.Session)
+// secrets returns what the session holds, once its handshake has ended well, whether or not the verdict still holds: to end it. Keys are
+// released through standing.
+func secrets(s *session.Session) (*live, error) {
+	hs, ok := s.Secrets().(*live)
 	if !ok {
 		return nil, refusal.New(v1.Reason_REASON_WRONG_STATE, "session %s is %s and has no keys", s.Record().ID, s.Record().State)
 	}
@@ -113,7 +122,7 @@ func (n *node) establish(ctx context.Context, who session.Identity, progress fun
 	if err != nil {
 		return nil, err
 	}
-	s, err := n.table.Begin(who)
+	s, err := n.begin(who)
 	if err != nil {
 		return nil, err
 	}
@@ -130,18 +139,18 @@ func (n *node) establish(ctx context.Context, who session.Identity, progress fun
 
 // dial runs the dialler's side until the peer, too, has taken the session into its table.
 func (n *node) dial(ctx context.Context, client v1.PeerServiceClient, s *session.Session, progress func(*v1.StepReport)) error {
-	rpc, err := client.Handshake(ctx)
-	if err != nil {
-		return rpcerror.Refusal(err)
-	}
-	stream := &dialStream{rpc}
-	rec := s.Record()
-	intent := handshake.Intent{Attempt: rec.Attempt, Instance: rec.Instance, Source: rec.Source, Destination: rec.Destination}
-	hs, err := n.hs.Dial(ctx, stream, rec.Role, intent, n.events(s, progress))
+	stream, err := dialPeer(ctx, client)
 	if err != nil {
 		return err
 	}
-	if err := s.Appraised(hs); err != nil {
+	rec := s.Record()
+	intent := handshake.Intent{Attempt: rec.Attempt, Instance: rec.Instance, Source: rec.Source, Destination: rec.Destination}
+	party, under := n.party()
+	hs, err := party.Dial(ctx, stream, rec.Role, intent, n.events(s, progress))
+	if err != nil {
+		return err
+	}
+	if err := s.Appraised(&live{Session: hs, under: under}); err != nil {
 		return err
 	}
 	return stream.finish()
@@ -179,7 +188,7 @@ func (n *node) abort(ctx context.Context, s *session.Session, why *refusal.Refus
 }
 
 // conclude tells the destination how the session ended, and returns nil once it has answered that it knows.
-func (n *node) conclude(ctx context.Context, hs *handshake.Session, p *v1.ConcludePayload) error {
+func (n *node) conclude(ctx context.Context, hs *live, p *v1.ConcludePayload) error {
 	client, err := n.peers.client(hs.PeerHost())
 	if err != nil {
 		return err

@@ -63,6 +63,14 @@ func (s *dialStream) finish() error {
 	return refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "a message after the handshake")
 }
 
+func dialPeer(ctx context.Context, client v1.PeerServiceClient) (*dialStream, error) {
+	rpc, err := client.Handshake(ctx)
+	if err != nil {
+		return nil, rpcerror.Refusal(err)
+	}
+	return &dialStream{rpc}, nil
+}
+
 type acceptStream struct {
 	rpc grpc.BidiStreamingServer[v1.HandshakeRequest, v1.HandshakeResponse]
 }
@@ -81,7 +89,8 @@ func (s *acceptStream) Recv() (*v1.Frame, error) {
 func (p *peerServer) Handshake(rpc grpc.BidiStreamingServer[v1.HandshakeRequest, v1.HandshakeResponse]) error {
 	stream := &acceptStream{rpc}
 	opening, err := within(rpc.Context(), p.node, openTimeout, func(context.Context) (*handshake.Opening, error) {
-		return p.hs.ReceiveOpen(stream)
+		party, _ := p.party()
+		return party.ReceiveOpen(stream)
 	})
 	if err == nil {
 		err = p.admit(opening)
@@ -101,6 +110,9 @@ func (p *peerServer) Handshake(rpc grpc.BidiStreamingServer[v1.HandshakeRequest,
 
 // admit decides whether a stranger's opening is worth a quote, before anything costly.
 func (p *peerServer) admit(o *handshake.Opening) error {
+	if p.draining.Load() {
+		return refusal.New(v1.Reason_REASON_DRAINING, "node %s is draining", p.host)
+	}
 	return p.peers.admit(o.PeerHost, p.now())
 }
 
@@ -114,15 +126,19 @@ func (p *peerServer) refuse(stream *acceptStream, err error) error {
 }
 
 func (p *peerServer) accept(ctx context.Context, stream *acceptStream, o *handshake.Opening) error {
-	s, err := p.table.Begin(session.Identity{
+	if o.Intent.Instance == preflightInstance {
+		return p.acceptPreflight(ctx, stream, o)
+	}
+	s, err := p.begin(session.Identity{
 		Attempt: o.Intent.Attempt, Instance: o.Intent.Instance, Role: o.Role, Source: o.Intent.Source, Destination: o.Intent.Destination,
 	})
 	if err != nil {
 		return p.refuse(stream, err)
 	}
-	hs, err := p.hs.Accept(ctx, stream, o, p.events(s, nil))
+	party, under := p.party()
+	hs, err := party.Accept(ctx, stream, o, p.events(s, nil))
 	if err == nil {
-		err = s.Appraised(hs)
+		err = s.Appraised(&live{Session: hs, under: under})
 	}
 	if err != nil {
 		_ = s.Abort(p.explain(ctx, err))
@@ -154,7 +170,7 @@ func within[T any](ctx context.Context, n *node, d time.Duration, f func(context
 }
 
 // find waits for a session that the peer names to have ended its handshake here: the peer's side may end a moment earlier.
-func (p *peerServer) find(ctx context.Context, raw []byte) (*session.Session, *handshake.Session, error) {
+func (p *peerServer) find(ctx context.Context, raw []byte) (*session.Session, *live, error) {
 	if len(raw) != len(session.ID{}) {
 		return nil, nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "a session id of %d bytes", len(raw))
 	}
@@ -179,7 +195,7 @@ func (p *peerServer) Arm(ctx context.Context, req *v1.PeerServiceArmRequest) (*v
 	}
 	answer, err := hs.Answer(req.GetMessage(), func(m *v1.ChannelPayload) (*v1.ChannelPayload, error) {
 		if m.GetArm() != nil {
-			return p.armHere(s, hs, m.GetArm().GetMigrationId())
+			return p.armHere(ctx, s, hs, m.GetArm().GetMigrationId())
 		}
 		if state := s.Record().State; state != session.Appraised {
 			return nil, refusal.New(v1.Reason_REASON_WRONG_STATE, "an integrity exchange in a session that is %s", state)
@@ -194,13 +210,16 @@ func (p *peerServer) Arm(ctx context.Context, req *v1.PeerServiceArmRequest) (*v
 	return &v1.PeerServiceArmResponse{Message: answer}, answered(answer, err)
 }
 
-func (p *peerServer) armHere(s *session.Session, hs *handshake.Session, migrationID string) (*v1.ChannelPayload, error) {
+func (p *peerServer) armHere(ctx context.Context, s *session.Session, hs *live, migrationID string) (*v1.ChannelPayload, error) {
 	if err := checkMigrationID(migrationID); err != nil {
 		return nil, err
 	}
 	// Twice the source's bound: the source renews by its own clock, and the way here takes time.
 	if age := p.now().Sub(hs.AppraisedAt()); age < 0 || age > 2*p.armMaxAge {
 		return nil, refusal.New(v1.Reason_REASON_INTEGRITY_STALE, "the source's integrity was appraised %v ago", age)
+	}
+	if _, err := p.standing(ctx, s); err != nil {
+		return nil, err
 	}
 	if err := s.Arm(migrationID); err != nil {
 		return nil, err

@@ -25,6 +25,7 @@ type RootOfTrust struct {
 type quoteVerifier struct {
 	mode    v1.Mode
 	checked *dcap.CheckedCollateral
+	digest  [32]byte
 }
 
 func newQuoteVerifier(dir string, root RootOfTrust) (*quoteVerifier, error) {
@@ -36,7 +37,7 @@ func newQuoteVerifier(dir string, root RootOfTrust) (*quoteVerifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("collateral.dir: %w", err)
 	}
-	return &quoteVerifier{mode: root.Mode, checked: checked}, nil
+	return &quoteVerifier{mode: root.Mode, checked: checked, digest: c.Digest()}, nil
 }
 
 // verify says what an authentic quote claims. Its errors are refusals.

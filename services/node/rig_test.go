@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,8 +34,10 @@ const vmID = "0c6f1d3e-5b1f-4d62-9b0a-3a4f7f5f0c11"
 
 // rig is two whole node services in one process, on real sockets, with simulated enclaves and one measured file each.
 type rig struct {
-	dir      string
-	src, dst *testNode
+	dir       string
+	src, dst  *testNode
+	policy    *policy.Policy
+	authority *simulated.Authority
 }
 
 type testNode struct {
@@ -44,7 +47,15 @@ type testNode struct {
 	root                     RootOfTrust
 	conn                     *grpc.ClientConn
 	stop                     func()
+	// skew is added to the node's clock.
+	skew atomic.Int64
 }
+
+func (n *testNode) admin() v1.AdminServiceClient { return v1.NewAdminServiceClient(n.conn) }
+func (n *testNode) attestation() v1.AttestationServiceClient {
+	return v1.NewAttestationServiceClient(n.conn)
+}
+func (n *testNode) now() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) }
 
 func (n *testNode) migration() v1.MigrationServiceClient { return v1.NewMigrationServiceClient(n.conn) }
 func (n *testNode) crypto() v1.CryptoServiceClient       { return v1.NewCryptoServiceClient(n.conn) }
@@ -67,7 +78,7 @@ func newRig(t testing.TB, changes ...change) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{dir: dir}
+	r := &rig{dir: dir, authority: authority}
 	p := &policy.Policy{Schema: policy.Schema, SVN: 1, Mode: tee.ModeSimulated}
 	p.Integrity = appraise.ReferenceValues{Files: map[string]appraise.File{}, TPM: appraise.TPM{Required: new(bool)}}
 	measurement := testMeasurement()
@@ -104,16 +115,23 @@ func newRig(t testing.TB, changes ...change) *rig {
 	for _, c := range changes {
 		c(r, p)
 	}
-	raw, err := json.Marshal(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "policy.json"), raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.policy = p
+	r.writePolicy(t)
 	r.src.start(t)
 	r.dst.start(t)
 	return r
+}
+
+// writePolicy puts the rig's policy where both nodes read it.
+func (r *rig) writePolicy(t testing.TB) {
+	t.Helper()
+	raw, err := json.Marshal(r.policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.dir, "policy.json"), raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func testMeasurement() simulated.Measurement {
@@ -140,7 +158,9 @@ func (n *testNode) start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Run(ctx, n.cfg, n.enclave, n.root, slog.New(slog.NewTextHandler(io.Discard, nil))) }()
+	go func() {
+		done <- run(ctx, n.cfg, n.enclave, n.root, slog.New(slog.NewTextHandler(io.Discard, nil)), n.now)
+	}()
 	var once sync.Once
 	n.stop = func() {
 		once.Do(func() {

@@ -36,12 +36,19 @@ import (
 // maxLocalMessage bounds one gRPC message on the local socket: a chunk of a blob, or a log with its envelope.
 const maxLocalMessage = 9 << 20
 
+// stopGrace is how long callers have to take their last answer when the service stops.
+const stopGrace = 300 * time.Millisecond
+
 // selfCheckPeriod is how often the node attests itself to itself: quote daemons die silently.
 const selfCheckPeriod = time.Minute
 
 // Run is the node service: it composes everything from a validated configuration, serves until ctx ends, and stops in order. The enclave
 // decides the mode; a configuration for another is refused.
 func Run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, log *slog.Logger) error {
+	return run(ctx, cfg, enclave, root, log, time.Now)
+}
+
+func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, log *slog.Logger, now func() time.Time) error {
 	if enclave.Mode() != cfg.Mode {
 		return fmt.Errorf("the configuration says mode %s, but this enclave is %s", cfg.Mode, enclave.Mode())
 	}
@@ -56,7 +63,7 @@ func Run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 	if err != nil {
 		return err
 	}
-	n, err := compose(ctx, cfg, enclave, root, ledger, log)
+	n, err := compose(ctx, cfg, enclave, root, ledger, log, now)
 	if err != nil {
 		return errors.Join(err, ledger.Close())
 	}
@@ -66,9 +73,9 @@ func Run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 }
 
 // compose builds the node and proves that it can do its work: read its policy, measure its host, attest itself.
-func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, ledger session.Ledger, log *slog.Logger) (*node, error) {
+func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, ledger session.Ledger, log *slog.Logger, now func() time.Time) (*node, error) {
 	n := &node{
-		host: cfg.Host, log: log, now: time.Now, mode: modeOf(cfg.Mode), enclave: enclave,
+		host: cfg.Host, log: log, now: now, started: now(), mode: modeOf(cfg.Mode), enclave: enclave,
 		handshakeTimeout: cfg.Peer.HandshakeTimeout.Or(defaultHandshakeTimeout),
 		armMaxAge:        cfg.Sessions.ArmMaxAge.Or(defaultArmMaxAge),
 		handshakes:       semaphore.NewWeighted(int64(cfg.Peer.MaxHandshakes)),
@@ -76,9 +83,12 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 		metrics:          newMetrics(string(cfg.Mode), version.Version),
 	}
 	var err error
-	if n.judge, err = newJudge(cfg, root, n.now); err != nil {
+	n.newJudge = func(context.Context) (*judge, error) { return readJudge(cfg, root, n.now) }
+	j, err := n.newJudge(ctx)
+	if err != nil {
 		return nil, err
 	}
+	n.inForce.Store(j)
 	if n.logs, err = newHostLogs(cfg, n.now); err != nil {
 		return nil, err
 	}
@@ -95,9 +105,8 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 	n.table = session.NewTable(session.Limits{
 		Open: cfg.Sessions.MaxOpen, UnarmedTTL: cfg.Sessions.UnarmedTTL.Or(0), ArmedTTL: cfg.Sessions.ArmedTTL.Or(0),
 	}, ledger, n.now, n.changed)
-	n.hs = &handshake.Node{
-		Host: n.host, Mode: n.mode, PlatformID: platform, PolicyDigest: n.judge.policy.Digest,
-		Attester: enclave, Evidence: n.judge, Logs: n.logs, Reference: n.judge, Now: n.now, Rand: rand.Reader,
+	n.base = handshake.Node{
+		Host: n.host, Mode: n.mode, PlatformID: platform, Attester: enclave, Logs: n.logs, Now: n.now, Rand: rand.Reader,
 	}
 	return n, nil
 }
@@ -116,6 +125,7 @@ func modeOf(m tee.Mode) v1.Mode {
 // serve runs every listener until ctx ends or one fails.
 func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 	ready := newReadiness()
+	n.recheck = ready.soon
 	localServer, err := n.localServer(cfg.Local, ready)
 	if err != nil {
 		return err
@@ -129,6 +139,8 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return errors.Join(err, localListener.Close())
 	}
+	ctx, n.stop = context.WithCancel(ctx)
+	defer n.stop()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return localServer.Serve(localListener) })
 	group.Go(func() error { return peerServer.Serve(peerListener) })
@@ -153,13 +165,21 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 		ready.set("stopping")
 		// Keys first: whatever still runs then fails, and the VM is safe on the source.
 		n.table.AbortAll(session.Restart, refusal.New(v1.Reason_REASON_RESTARTED, "the node service stops"), func(session.Record) bool { return false })
-		peerServer.Stop()
-		localServer.Stop()
+		stopSoon(peerServer)
+		stopSoon(localServer)
 		return nil
 	})
 	n.log.Info("listening", "local", cfg.Local.Socket, "peer", peerListener.Addr().String(), "http", cfg.HTTP.Listen, "version", version.Version,
-		"platform_id", fmt.Sprintf("%x", n.hs.PlatformID), "policy_svn", n.judge.policy.SVN)
+		"platform_id", fmt.Sprintf("%x", n.base.PlatformID), "policy_svn", n.judge().policy.SVN)
 	return group.Wait()
+}
+
+// stopSoon lets answers under way reach their callers (a peer that waits for its commit, an operator for a drain's last word), and then stops
+// whatever still streams.
+func stopSoon(s *grpc.Server) {
+	timer := time.AfterFunc(stopGrace, s.Stop)
+	defer timer.Stop()
+	s.GracefulStop()
 }
 
 func ignoreClosed(err error) error {
@@ -225,6 +245,7 @@ func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, er
 	v1.RegisterCryptoServiceServer(s, &cryptoServer{node: n})
 	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
 	v1.RegisterIntegrityServiceServer(s, &integrityServer{node: n})
+	v1.RegisterAdminServiceServer(s, &adminServer{node: n})
 	healthpb.RegisterHealthServer(s, ready.grpc)
 	reflection.Register(s)
 	always := []uint32{0, uint32(os.Getuid())}

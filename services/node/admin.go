@@ -1,0 +1,135 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/version"
+)
+
+// Bounds of a drain.
+const (
+	defaultDrain = 180 * time.Second
+	maxDrain     = time.Hour
+)
+
+// adminServer implements AdminService, for the node's operator.
+type adminServer struct {
+	v1.UnimplementedAdminServiceServer
+	*node
+}
+
+// GetStatus implements AdminService.
+func (a *adminServer) GetStatus(ctx context.Context, _ *v1.GetStatusRequest) (*v1.GetStatusResponse, error) {
+	j := a.judge()
+	out := &v1.GetStatusResponse{
+		Mode: a.mode, Host: a.host, Version: version.Version, StartedAt: timestamppb.New(a.started), PlatformId: a.base.PlatformID[:],
+		PolicySvn: j.policy.SVN, PolicyDigest: j.policy.Digest[:], Draining: a.draining.Load(), OpenSessions: a.open(),
+	}
+	attested, err := a.selfCheck(ctx)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	out.Attested, out.AcceptedByOwnPolicy, out.OwnRefusal = attested, err == nil, refusal.From(err).Proto()
+	out.CollateralExpiresAt = attested.GetExpiresAt()
+	return out, nil
+}
+
+func (n *node) open() uint32 {
+	return uint32(len(n.table.List(func(r session.Record) bool { return !r.State.Ended() })))
+}
+
+// Reload implements AdminService.
+func (a *adminServer) Reload(ctx context.Context, _ *v1.ReloadRequest) (*v1.ReloadResponse, error) {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	before := a.judge()
+	after, err := a.newJudge(ctx)
+	if err != nil {
+		return nil, refusal.New(v1.Reason_REASON_POLICY_REFUSED, "the reload is refused and the policy in force stays: %w", err)
+	}
+	out := &v1.ReloadResponse{
+		PolicySvn: after.policy.SVN, PolicyDigest: after.policy.Digest[:],
+		PolicyChanged:     before.policy.Digest != after.policy.Digest,
+		CollateralChanged: before.quotes.digest != after.quotes.digest,
+	}
+	if !out.GetPolicyChanged() && !out.GetCollateralChanged() {
+		return out, nil
+	}
+	a.inForce.Store(after)
+	a.log.Info("reloaded", "policy_svn", after.policy.SVN, "policy_changed", out.GetPolicyChanged(), "collateral_changed", out.GetCollateralChanged())
+	for _, rec := range a.sweep(ctx, out.GetPolicyChanged()) {
+		out.Aborted = append(out.Aborted, a.view(rec))
+	}
+	a.recheck()
+	return out, nil
+}
+
+// Drain implements AdminService. A caller that goes away does not stop the drain: the node is going down.
+func (a *adminServer) Drain(req *v1.DrainRequest, stream grpc.ServerStreamingServer[v1.DrainResponse]) error {
+	deadline := req.GetDeadline().AsDuration()
+	if req.GetDeadline() == nil {
+		deadline = defaultDrain
+	}
+	if deadline < 0 || deadline > maxDrain {
+		return invalid("deadline", "a deadline of %v is not between 0 and %v", deadline, maxDrain)
+	}
+	if !a.draining.CompareAndSwap(false, true) {
+		return refusal.New(v1.Reason_REASON_DRAINING, "this node is draining already")
+	}
+	a.log.Warn("draining: no new sessions", "open_sessions", a.open(), "deadline", deadline)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(stream.Context()), deadline)
+	defer cancel()
+	a.awaitEnd(ctx, func(open uint32) { _ = stream.Send(&v1.DrainResponse{OpenSessions: open}) })
+	last := &v1.DrainResponse{Drained: true}
+	why := refusal.New(v1.Reason_REASON_DRAINING, "this node drains and the session had not ended within %v", deadline)
+	for _, rec := range a.table.List(func(r session.Record) bool { return !r.State.Ended() }) {
+		if s := a.table.ByAttempt(rec.Attempt); s != nil {
+			a.abort(context.WithoutCancel(stream.Context()), s, why)
+			last.Aborted = append(last.Aborted, a.view(s.Record()))
+		}
+	}
+	a.log.Warn("drained: the service stops", "aborted", len(last.GetAborted()))
+	err := stream.Send(last)
+	a.stop()
+	return err
+}
+
+// awaitEnd waits until no session is open, or ctx ends, and tells of every change.
+func (n *node) awaitEnd(ctx context.Context, tell func(open uint32)) {
+	watcher, _ := n.table.Watch()
+	defer watcher.Stop()
+	for last := ^uint32(0); ; {
+		open := n.open()
+		if open == 0 {
+			return
+		}
+		if open != last {
+			tell(open)
+			last = open
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-watcher.C:
+			if !ok { // fell behind: look again from now on
+				watcher, _ = n.table.Watch()
+				defer watcher.Stop()
+			}
+		}
+	}
+}
+
+// begin opens a session unless the node drains.
+func (n *node) begin(who session.Identity) (*session.Session, error) {
+	if n.draining.Load() {
+		return nil, refusal.New(v1.Reason_REASON_DRAINING, "node %s is draining", n.host)
+	}
+	return n.table.Begin(who)
+}

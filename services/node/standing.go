@@ -1,0 +1,88 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/session"
+)
+
+// live is what a session holds once its handshake has ended well: its keys, and the verdict that they hang on.
+type live struct {
+	*handshake.Session
+
+	mu    sync.Mutex
+	under *judge // by which the peer was last accepted
+}
+
+// party is this node in a handshake that begins now: it is judged, from beginning to end, by the policy whose digest it announces.
+func (n *node) party() (*handshake.Node, *judge) {
+	j := n.judge()
+	p := n.base
+	p.PolicyDigest, p.Evidence, p.Reference = j.policy.Digest, j, n
+	return &p, j
+}
+
+// judge is the one in force.
+func (n *node) judge() *judge { return n.inForce.Load() }
+
+// AppraiseLog implements handshake.LogAppraiser by the policy in force at that moment: a session's integrity exchange may be made again long
+// after its handshake.
+func (n *node) AppraiseLog(ctx context.Context, log []byte, qualifying [32]byte, host string, platform [32]byte, peer *handshake.Peer, at time.Time) (*v1.Appraised, error) {
+	return n.judge().AppraiseLog(ctx, log, qualifying, host, platform, peer, at)
+}
+
+// standing returns the session's keys if the verdict they hang on still holds: under the policy in force, with the collateral in force, now.
+// Every key is released through it. If the verdict does not hold, the session is aborted.
+func (n *node) standing(ctx context.Context, s *session.Session) (*live, error) {
+	l, err := secrets(s)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	j, expires := n.judge(), l.PeerAttested().GetExpiresAt()
+	if l.under == j && (expires == nil || !n.now().After(expires.AsTime())) {
+		return l, nil
+	}
+	var logs handshake.LogAppraiser
+	if l.under.policy.Digest != j.policy.Digest {
+		logs = j
+	}
+	if err := l.Rejudge(ctx, j, logs); err != nil {
+		r := *refusal.From(err)
+		r.Message = "the peer was accepted and no longer is: " + r.Message
+		n.abort(ctx, s, &r)
+		return nil, &r
+	}
+	l.under = j
+	n.log.Info("the peer was judged again and stands", "session", s.Record().ID.String(), "peer", l.PeerHost(), "policy_svn", j.policy.SVN)
+	return l, nil
+}
+
+// sweep judges every open session again and returns those that fell. A session whose handshake is still under way began under a policy that
+// is no longer in force, so it falls too.
+func (n *node) sweep(ctx context.Context, policyChanged bool) []session.Record {
+	var fallen []session.Record
+	for _, rec := range n.table.List(func(r session.Record) bool { return !r.State.Ended() }) {
+		s := n.table.ByAttempt(rec.Attempt)
+		if s == nil {
+			continue
+		}
+		if rec.State == session.Offered || rec.State == session.Attested {
+			if policyChanged {
+				_ = s.Abort(refusal.New(v1.Reason_REASON_POLICY_REFUSED, "the policy changed during the handshake").Do("establish the session again"))
+			}
+		} else {
+			_, _ = n.standing(ctx, s) // what falls is aborted with its reason
+		}
+		if now := s.Record(); now.State == session.Aborted {
+			fallen = append(fallen, now)
+		}
+	}
+	return fallen
+}
