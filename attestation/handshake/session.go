@@ -130,6 +130,26 @@ func (s *Session) StateKey() (*keyschedule.Secret, error) {
 	return s.keys.State.Clone(), nil
 }
 
+// ImageKey returns a copy of the key of one part of an image. The caller wipes it.
+func (s *Session) ImageKey(name string, offset uint64, last bool) (*keyschedule.Secret, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.destroyed || s.keys == nil {
+		return nil, s.over()
+	}
+	return s.keys.ImagePart(name, offset, last)
+}
+
+// ExportKey derives a key for a purpose outside the enclaves: the same on both nodes. The caller wipes it.
+func (s *Session) ExportKey(purpose string, context []byte) (*keyschedule.Secret, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.destroyed || s.keys == nil {
+		return nil, s.over()
+	}
+	return s.keys.Export(purpose, context)
+}
+
 // DestroyTransferKeys destroys the keys of the transfer and keeps the channel, over which the session is still to be concluded.
 func (s *Session) DestroyTransferKeys() {
 	s.mu.Lock()

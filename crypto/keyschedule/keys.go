@@ -1,6 +1,7 @@
 package keyschedule
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -56,6 +57,24 @@ func (k *Keys) Export(purpose string, context []byte) (*Secret, error) {
 	}
 	h := transcript.H384(labelPrefix+"export", []byte(purpose), context)
 	return expand(key, "export", h[:])
+}
+
+// ImagePart derives the key of one part of an image: what the part is hangs on its key, so that no part passes for another.
+//
+//	HKDF-Expand(image, "safeconduct/v1/image-part" || H384("safeconduct/v1/image-part", name, offset (8 bytes, big-endian), last (1 byte)), 32)
+//
+// Error: ErrWiped.
+func (k *Keys) ImagePart(name string, offset uint64, last bool) (*Secret, error) {
+	key := k.Image.Bytes()
+	if key == nil {
+		return nil, fmt.Errorf("image: %w", ErrWiped)
+	}
+	end := []byte{0}
+	if last {
+		end[0] = 1
+	}
+	h := transcript.H384(labelPrefix+"image-part", []byte(name), binary.BigEndian.AppendUint64(nil, offset), end)
+	return expand(key, "image-part", h[:])
 }
 
 // Wipe destroys every key. It may be called again.

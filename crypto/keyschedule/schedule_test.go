@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 
@@ -27,6 +28,7 @@ type scheduleVector struct {
 	Keys          map[string]hexBytes
 	ConfirmS      hexBytes `json:"confirm_s"`
 	ConfirmD      hexBytes `json:"confirm_d"`
+	Part          hexBytes `json:"image_part_nv_img_1048576_last"`
 	Export        hexBytes `json:"export_tunnel_context"`
 }
 
@@ -95,6 +97,11 @@ func TestScheduleVectors(t *testing.T) {
 			check("stream", keys.Stream.Bytes(), v.Keys["stream"])
 			check("close", keys.Close.Bytes(), v.Keys["close"])
 			check("exporter", keys.exporter.Bytes(), v.Keys["exporter"])
+			part, err := keys.ImagePart("nv.img", 1<<20, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check("part of an image", part.Bytes(), v.Part)
 			exported, err := keys.Export("tunnel", []byte("context"))
 			if err != nil {
 				t.Fatal(err)
@@ -312,6 +319,34 @@ func TestWipeClearsEveryKey(t *testing.T) {
 	}
 	if _, err := k.Export("tunnel", nil); !errors.Is(err, ErrWiped) {
 		t.Errorf("export: found %v, expected %v", err, ErrWiped)
+	}
+}
+
+func TestEveryPartOfAnImageHasAKeyOfItsOwn(t *testing.T) {
+	s := readSchedule(t)[0].schedule(t)
+	open(t, s, true)
+	k, err := s.Finish([48]byte{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]string{}
+	for _, p := range []struct {
+		name   string
+		offset uint64
+		last   bool
+	}{{"a", 0, false}, {"a", 0, true}, {"a", 1, false}, {"b", 0, false}, {"a\x00", 0, false}} {
+		key, err := k.ImagePart(p.name, p.offset, p.last)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, ok := seen[string(key.Bytes())]; ok {
+			t.Errorf("%v has the key of %s", p, other)
+		}
+		seen[string(key.Bytes())] = fmt.Sprint(p)
+	}
+	k.Wipe()
+	if _, err := k.ImagePart("a", 0, false); !errors.Is(err, ErrWiped) {
+		t.Errorf("after wiping: %v", err)
 	}
 }
 

@@ -75,13 +75,14 @@ def keyschedule():
                  for p in ("confirm-S", "confirm-D", "channel-S", "channel-D")}
         final = {p: expand(prk, b"safeconduct/v1/" + p.encode() + th3, 32)
                  for p in ("state", "image", "secret", "stream", "close", "exporter")}
+        part = expand(final["image"], b"safeconduct/v1/image-part" + h384("safeconduct/v1/image-part", b"nv.img", struct.pack(">Q", 1 << 20), b"\x01"), 32)
         exported = expand(final["exporter"], b"safeconduct/v1/export" + h384("safeconduct/v1/export", b"tunnel", b"context"), 32)
         cases.append({
             "name": name, "seed_s": seed_s.hex(), "seed_d": seed_d.hex(), "th2": th2.hex(), "th3": th3.hex(), "prk": prk.hex(),
             "keys": {p: k.hex() for p, k in (phase | final).items()},
             "confirm_s": hmac.new(phase["confirm-S"], th2, hashlib.sha384).hexdigest(),
             "confirm_d": hmac.new(phase["confirm-D"], th2, hashlib.sha384).hexdigest(),
-            "export_tunnel_context": exported.hex()})
+            "image_part_nv_img_1048576_last": part.hex(), "export_tunnel_context": exported.hex()})
     save("keyschedule/testdata/schedule.json", cases)
 
 

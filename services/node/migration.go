@@ -201,6 +201,9 @@ func (m *migrationServer) Commit(ctx context.Context, req *v1.CommitRequest) (*v
 	if err != nil {
 		return nil, err
 	}
+	if err := s.Whole(); err != nil {
+		return nil, err
+	}
 	hs.DestroyTransferKeys()
 	if rec.Role == v1.Role_ROLE_SOURCE {
 		ctx, cancel := context.WithTimeout(ctx, concludeTimeout)
@@ -329,5 +332,6 @@ func (n *node) view(rec session.Record) *v1.Session {
 	for _, b := range rec.Blobs {
 		out.BytesProtected += b.GetPlaintextBytes()
 	}
+	out.BytesProtected += rec.ImageBytes
 	return out
 }

@@ -254,6 +254,9 @@ func (p *peerServer) Conclude(ctx context.Context, req *v1.ConcludeRequest) (*v1
 			return nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "conclude without an outcome")
 		}
 		if c.GetCommitted() {
+			if err := s.Whole(); err != nil {
+				return nil, err
+			}
 			if err := s.Commit(); err != nil {
 				return nil, err
 			}

@@ -244,12 +244,18 @@ func TestADrainWaitsForSessionsAndThenStopsTheService(t *testing.T) {
 	want(t, "the call", err, v1.Reason_REASON_DRAINING)
 
 	// What runs finishes.
-	sealed, err := r.src.protect(permanent, []byte("state"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.dst.unprotect(permanent, sealed); err != nil {
-		t.Fatal(err)
+	for _, kind := range []v1.StateType{permanent, volatile} {
+		sealed, err := r.src.protect(kind, []byte("state"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind == permanent {
+			_, err = r.src.migration().Commit(t.Context(), &v1.CommitRequest{SessionId: s.GetSessionId()})
+			want(t, "a commit with half of the state", err, v1.Reason_REASON_WRONG_STATE)
+		}
+		if _, err := r.dst.unprotect(kind, sealed); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := r.src.migration().Commit(t.Context(), &v1.CommitRequest{SessionId: s.GetSessionId()}); err != nil {
 		t.Fatal(err)

@@ -42,6 +42,8 @@ type Record struct {
 	Appraisal   *v1.Appraised
 	// Blobs that crossed whole, in order. Their protobufs are never changed once here.
 	Blobs []*v1.BlobReport
+	// ImageBytes is the plaintext of images that crossed in whole parts.
+	ImageBytes uint64
 }
 
 func (r Record) clone() Record {
@@ -60,7 +62,10 @@ type Session struct {
 	// Under table.mu.
 	rec     Record
 	claimed []v1.StateType
-	secrets Secrets
+	images  map[string]*image
+	// Parts of images that were not authentic.
+	partFailures int
+	secrets      Secrets
 }
 
 // Context ends when the session ends; its cause says why.
@@ -122,14 +127,17 @@ func (s *Session) Attested(id ID) error {
 }
 
 // Appraised moves the session on after phase 2, gives it its secrets and takes the place of any unarmed session of the same
-// instance: the conductor tries one destination after another and never says which it gave up. On an error the secrets are
+// instance: the conductor tries one destination after another and never says which it gave up. An armed incoming session gives way too, when
+// its source shows by a new handshake that it has lost it. On an error the secrets are
 // destroyed.
 func (s *Session) Appraised(secrets Secrets) error {
 	t := s.table
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expireLocked()
-	live := t.findLocked(func(o *Session) bool { return o != s && o.rec.Instance == s.rec.Instance && o.rec.State.Live() })
+	live := t.findLocked(func(o *Session) bool {
+		return o != s && o.rec.Instance == s.rec.Instance && o.rec.State.Live() && !o.rec.lostBy(s.rec.Identity)
+	})
 	if live != nil {
 		secrets.Destroy()
 		return refusal.New(v1.Reason_REASON_SESSION_CONFLICT, "instance %s has a live session %s", s.rec.Instance, live.rec.ID)
@@ -142,7 +150,7 @@ func (s *Session) Appraised(secrets Secrets) error {
 	s.settle()
 	why := refusal.New(v1.Reason_REASON_SESSION_CONFLICT, "a newer session %s for the instance took its place", s.rec.ID)
 	for _, o := range t.attempts {
-		if o != s && o.rec.Instance == s.rec.Instance && o.rec.State == Appraised {
+		if o != s && o.rec.Instance == s.rec.Instance && (o.rec.State == Appraised || o.rec.State.Live()) {
 			t.mustAdvanceLocked(o, Abort, why)
 		}
 	}

@@ -102,7 +102,9 @@ func (t *Table) Begin(who Identity) (*Session, error) {
 	if old, ok := t.attempts[who.Attempt]; ok {
 		return nil, refusal.New(v1.Reason_REASON_ALREADY_USED, "attempt %s was used before; its session is %s", who.Attempt, old.rec.State)
 	}
-	if s := t.findLocked(func(s *Session) bool { return s.rec.Instance == who.Instance && s.rec.State.Live() }); s != nil {
+	if s := t.findLocked(func(s *Session) bool {
+		return s.rec.Instance == who.Instance && s.rec.State.Live() && !s.rec.lostBy(who)
+	}); s != nil {
 		return nil, refusal.New(v1.Reason_REASON_SESSION_CONFLICT,
 			"instance %s has a live session %s (%s to %s)", who.Instance, s.rec.ID, s.rec.Source, s.rec.Destination)
 	}
@@ -117,6 +119,12 @@ func (t *Table) Begin(who Identity) (*Session, error) {
 	t.attempts[who.Attempt] = s
 	t.announceLocked(s, 0, 0)
 	return s, nil
+}
+
+// lostBy says that who, once it is appraised, shows that the session at hand is lost at its source: a source never begins a second session
+// beside a live one, so it has ended this one, or restarted, and could not tell.
+func (r *Record) lostBy(who Identity) bool {
+	return r.Role == v1.Role_ROLE_DESTINATION && who.Role == r.Role && who.Instance == r.Instance && who.Source == r.Source
 }
 
 func (t *Table) findLocked(ok func(*Session) bool) *Session {
