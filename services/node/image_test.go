@@ -83,10 +83,11 @@ func TestAnImageCrossesInPartsAndResumesAfterABreak(t *testing.T) {
 	if plain, err = r.dst.unprotectImage(t.Context(), imagePart(3*mib, true), sealed); err != nil || !bytes.Equal(plain, second) {
 		t.Fatalf("the last part: %d bytes, %v", len(plain), err)
 	}
-	_, err = r.dst.unprotectImage(t.Context(), imagePart(3*mib, true), sealed)
-	want(t, "a part twice", err, v1.Reason_REASON_ALREADY_USED)
+	if plain, err = r.dst.unprotectImage(t.Context(), imagePart(3*mib, true), sealed); err != nil || !bytes.Equal(plain, second) {
+		t.Fatalf("the last part again, for a helper that lost it: %d bytes, %v", len(plain), err)
+	}
 	got, err := r.src.migration().Commit(t.Context(), &v1.CommitRequest{SessionId: s.GetSessionId()})
-	if err != nil || got.GetSession().GetBytesProtected() != uint64(len(image)) {
+	if err != nil || got.GetSession().GetBytesProtected() < uint64(len(image)) {
 		t.Errorf("%v, %v", got, err)
 	}
 }

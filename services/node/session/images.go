@@ -31,8 +31,8 @@ type image struct {
 	busy  bool
 }
 
-// BeginPart claims the next part of an image under the instance's live session. A part that did not end well may be begun again, at the same
-// offset; one that crossed whole may not. EndPart must follow.
+// BeginPart claims a part of an image under the instance's live session: the next one, or an earlier one again, for a helper that broke off
+// before it had stored what crossed. The image is then whole again only when its last part has crossed again. EndPart must follow.
 func (t *Table) BeginPart(instance string, role v1.Role, part Part) (*Session, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -51,12 +51,10 @@ func (t *Table) BeginPart(instance string, role v1.Role, part Part) (*Session, e
 		im = new(image)
 	case im.busy:
 		return nil, refusal.New(v1.Reason_REASON_WRONG_STATE, "another part of image %s is crossing", part.Name)
-	case im.whole:
-		return nil, refusal.New(v1.Reason_REASON_ALREADY_USED, "image %s crossed whole before, %d bytes", part.Name, im.next)
 	}
-	if part.Offset != im.next {
-		return nil, refusal.New(v1.Reason_REASON_WRONG_STATE, "the next part of image %s is another", part.Name).
-			Want(fmt.Sprintf("offset %d", part.Offset), fmt.Sprintf("offset %d", im.next))
+	if part.Offset > im.next {
+		return nil, refusal.New(v1.Reason_REASON_WRONG_STATE, "a part of image %s is missing before this one", part.Name).
+			Want(fmt.Sprintf("offset %d", part.Offset), fmt.Sprintf("at most %d", im.next))
 	}
 	if err := t.advanceLocked(s, Transfer, nil); err != nil {
 		return nil, err
@@ -64,7 +62,7 @@ func (t *Table) BeginPart(instance string, role v1.Role, part Part) (*Session, e
 	if s.images == nil {
 		s.images = make(map[string]*image)
 	}
-	im.busy = true
+	im.busy, im.whole, im.next = true, false, part.Offset
 	s.images[part.Name] = im
 	return s, nil
 }
