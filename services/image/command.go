@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -34,12 +33,9 @@ func transferCommand(dial Dial, name, short string, run func(context.Context, v1
 	var opts Options
 	var quiet bool
 	c := &cobra.Command{
-		Use: name + " --instance UUID IN OUT", Short: short, Args: cobra.ExactArgs(2),
+		Use: name + " --instance UUID --name NAME IN OUT", Short: short, Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.In, opts.Out = args[0], args[1]
-			if opts.Name == "" {
-				opts.Name = filepath.Base(opts.In)
-			}
 			if !quiet {
 				opts.Progress = func(done, all int64) {
 					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %d of %d bytes\n", opts.Name, done, all)
@@ -55,11 +51,13 @@ func transferCommand(dial Dial, name, short string, run func(context.Context, v1
 	}
 	f := c.Flags()
 	f.StringVar(&opts.Instance, "instance", "", "UUID of the VM")
-	f.StringVar(&opts.Name, "name", "", "name of the file, the same on both sides; default: the name of IN")
+	f.StringVar(&opts.Name, "name", "", "name of the file, the same on both sides")
 	f.BoolVarP(&quiet, "quiet", "q", false, "do not print progress")
 	if name == "protect" {
 		f.Int64Var(&opts.Part, "part-size", DefaultPart, "bytes of one part: what is done again after a break")
 	}
-	_ = c.MarkFlagRequired("instance") // the flag is there
+	for _, required := range []string{"instance", "name"} {
+		_ = c.MarkFlagRequired(required) // the flag is there
+	}
 	return c
 }

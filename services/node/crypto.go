@@ -81,7 +81,7 @@ func (c *cryptoServer) cross(role v1.Role, stream *blobStream, transform blobTra
 	if err != nil {
 		return err
 	}
-	if err := c.crossIn(s, header.GetType(), stream, transform); err != nil {
+	if err := c.crossIn(s, header, stream, transform); err != nil {
 		c.log.Warn("a blob did not cross; the session ends", "session", s.Record().ID.String(), "blob", session.BlobName(header.GetType()), "why", err)
 		c.abort(stream.ctx, s, refusal.From(err))
 		return err
@@ -89,12 +89,13 @@ func (c *cryptoServer) cross(role v1.Role, stream *blobStream, transform blobTra
 	return nil
 }
 
-func (c *cryptoServer) crossIn(s *session.Session, kind v1.StateType, stream *blobStream, transform blobTransform) error {
+func (c *cryptoServer) crossIn(s *session.Session, header *v1.StateHeader, stream *blobStream, transform blobTransform) error {
+	kind := header.GetType()
 	most := int64(maxBlob)
 	if s.Record().Role == v1.Role_ROLE_DESTINATION {
 		most = statestream.SealedSize(maxBlob)
 	}
-	in, err := stream.readAll(int(most))
+	in, err := stream.readAll(header.GetData(), int(most))
 	defer clear(in)
 	if err != nil {
 		return err
@@ -128,19 +129,11 @@ func (c *cryptoServer) crossIn(s *session.Session, kind v1.StateType, stream *bl
 	return stream.writeAll(out)
 }
 
-// readAll reads the blob to the caller's half-close.
-func (b *blobStream) readAll(most int) ([]byte, error) {
-	buf := make([]byte, 0, 16<<10)
-	for {
-		header, data, err := b.recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return buf, nil
-		case err != nil:
-			return buf, refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)
-		case header != nil:
-			return buf, refusal.New(v1.Reason_REASON_INVALID_REQUEST, "a second header in one stream")
-		case len(data) > maxBlobChunk || len(buf)+len(data) > most:
+// readAll reads the blob, which begins with first, to the caller's half-close.
+func (b *blobStream) readAll(first []byte, most int) ([]byte, error) {
+	buf := make([]byte, 0, max(16<<10, len(first)))
+	for data := first; ; {
+		if len(data) > maxBlobChunk || len(buf)+len(data) > most {
 			return buf, refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "a blob of more than %d bytes", most)
 		}
 		if len(buf)+len(data) > cap(buf) {
@@ -149,19 +142,27 @@ func (b *blobStream) readAll(most int) ([]byte, error) {
 			buf = grown
 		}
 		buf = append(buf, data...)
+		header, next, err := b.recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return buf, nil
+		case err != nil:
+			return buf, refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)
+		case header != nil:
+			return buf, refusal.New(v1.Reason_REASON_INVALID_REQUEST, "a second header in one stream")
+		}
+		data = next
 	}
 }
 
 func (b *blobStream) writeAll(out []byte) error {
-	for len(out) > 0 {
+	for done := false; !done; {
 		n := min(len(out), sendChunk)
-		if err := b.send(out[:n], false); err != nil {
+		done = n == len(out)
+		if err := b.send(out[:n], done); err != nil {
 			return refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)
 		}
 		out = out[n:]
-	}
-	if err := b.send(nil, true); err != nil {
-		return refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)
 	}
 	return nil
 }
@@ -169,6 +170,8 @@ func (b *blobStream) writeAll(out []byte) error {
 type blobTransform func(key *keyschedule.Secret, head statestream.Header, in []byte) ([]byte, error)
 
 func protect(key *keyschedule.Secret, head statestream.Header, plaintext []byte) ([]byte, error) {
+	// A blob of a few KiB in a segment of its own size: the VM waits, and a buffer of 64 KiB costs more than the cipher.
+	head.SegmentSize = min(max(statestream.MinSegment, (len(plaintext)+1023)&^1023), statestream.DefaultSegment)
 	var out bytes.Buffer
 	out.Grow(int(statestream.SealedSize(int64(len(plaintext)))))
 	w, err := statestream.NewWriter(&out, key.Bytes(), head)

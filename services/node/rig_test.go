@@ -237,8 +237,7 @@ func (n *testNode) protect(kind v1.StateType, plaintext []byte) ([]byte, error) 
 		return nil, err
 	}
 	// A refusal shows in Recv: errors of Send only say that the stream has ended.
-	_ = rpc.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind}}})
-	_ = rpc.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Data{Data: plaintext}})
+	_ = rpc.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind, Data: plaintext}}})
 	_ = rpc.CloseSend()
 	return collect(func() ([]byte, bool, error) { m, err := rpc.Recv(); return m.GetData(), m.GetDone(), err })
 }
@@ -248,8 +247,7 @@ func (n *testNode) unprotect(kind v1.StateType, ciphertext []byte) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	_ = rpc.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind}}})
-	_ = rpc.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Data{Data: ciphertext}})
+	_ = rpc.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind, Data: ciphertext}}})
 	_ = rpc.CloseSend()
 	return collect(func() ([]byte, bool, error) { m, err := rpc.Recv(); return m.GetData(), m.GetDone(), err })
 }

@@ -68,8 +68,8 @@ func (r *RemoteProtector) Protect(ctx context.Context, t StateType, plaintext []
 		return nil, r.explain(err)
 	}
 	out, err := cross(&blobStream{
-		sendHeader: func() error {
-			return stream.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Header{Header: r.header(t)}})
+		sendHeader: func(first []byte) error {
+			return stream.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Header{Header: r.header(t, first)}})
 		},
 		sendData: func(b []byte) error {
 			return stream.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Data{Data: b}})
@@ -92,8 +92,8 @@ func (r *RemoteProtector) Unprotect(ctx context.Context, t StateType, ciphertext
 		return nil, r.explain(err)
 	}
 	out, err := cross(&blobStream{
-		sendHeader: func() error {
-			return stream.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Header{Header: r.header(t)}})
+		sendHeader: func(first []byte) error {
+			return stream.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Header{Header: r.header(t, first)}})
 		},
 		sendData: func(b []byte) error {
 			return stream.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Data{Data: b}})
@@ -113,13 +113,13 @@ func (r *RemoteProtector) begin(ctx context.Context) (context.Context, context.C
 	return context.WithTimeout(ctx, r.timeout)
 }
 
-func (r *RemoteProtector) header(t StateType) *v1.StateHeader {
-	return &v1.StateHeader{InstanceId: r.instance, Type: v1.StateType(t)}
+func (r *RemoteProtector) header(t StateType, first []byte) *v1.StateHeader {
+	return &v1.StateHeader{InstanceId: r.instance, Type: v1.StateType(t), Data: first}
 }
 
 // blobStream is what the two calls have in common.
 type blobStream struct {
-	sendHeader func() error
+	sendHeader func(first []byte) error
 	sendData   func([]byte) error
 	closeSend  func() error
 	recv       func() (data []byte, done bool, err error)
@@ -170,9 +170,11 @@ func (s *blobStream) settle() error {
 }
 
 func (s *blobStream) sendAll(in []byte) error {
-	if err := s.sendHeader(); err != nil {
+	n := min(len(in), chunk)
+	if err := s.sendHeader(in[:n]); err != nil {
 		return err
 	}
+	in = in[n:]
 	for len(in) > 0 {
 		n := min(len(in), chunk)
 		if err := s.sendData(in[:n]); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +40,8 @@ func (f *fakeNode) cross(recv func() (*v1.StateHeader, []byte, error), send func
 		return err
 	}
 	f.headers <- header
-	var in []byte
+	in := slices.Clone(header.GetData())
+	f.largest = max(f.largest, len(in))
 	for {
 		_, data, err := recv()
 		if errors.Is(err, io.EOF) {

@@ -23,9 +23,11 @@ const (
 
 // StateHeader names the blob.
 type StateHeader struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	InstanceId    string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	Type          StateType              `protobuf:"varint,2,opt,name=type,proto3,enum=safeconduct.v1.StateType" json:"type,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	Type       StateType              `protobuf:"varint,2,opt,name=type,proto3,enum=safeconduct.v1.StateType" json:"type,omitempty"`
+	// The first of the data, 1 MiB at most: a small blob needs no further message.
+	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -72,6 +74,13 @@ func (x *StateHeader) GetType() StateType {
 		return x.Type
 	}
 	return StateType_STATE_TYPE_UNSPECIFIED
+}
+
+func (x *StateHeader) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
 }
 
 type ProtectStateRequest struct {
@@ -160,8 +169,9 @@ func (*ProtectStateRequest_Data) isProtectStateRequest_Body() {}
 type ProtectStateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ciphertext.
-	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
-	Done          bool   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Set in the last message, which may have data too.
+	Done          bool `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -809,11 +819,12 @@ var File_safeconduct_v1_crypto_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_crypto_proto_rawDesc = "" +
 	"\n" +
-	"\x1bsafeconduct/v1/crypto.proto\x12\x0esafeconduct.v1\x1a\x1bsafeconduct/v1/common.proto\"]\n" +
+	"\x1bsafeconduct/v1/crypto.proto\x12\x0esafeconduct.v1\x1a\x1bsafeconduct/v1/common.proto\"q\n" +
 	"\vStateHeader\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
 	"instanceId\x12-\n" +
-	"\x04type\x18\x02 \x01(\x0e2\x19.safeconduct.v1.StateTypeR\x04type\"j\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x19.safeconduct.v1.StateTypeR\x04type\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"j\n" +
 	"\x13ProtectStateRequest\x125\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.safeconduct.v1.StateHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
