@@ -150,13 +150,13 @@ func (p *peerServer) accept(ctx context.Context, stream *acceptStream, o *handsh
 // ended.
 func within[T any](ctx context.Context, n *node, d time.Duration, f func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d, errHandshakeTime(d))
+	defer cancel() // here, not where f ends: a result and a cancelled context must not be ready together
 	type result struct {
 		value T
 		err   error
 	}
 	done := make(chan result, 1)
 	n.background.Go(func() {
-		defer cancel()
 		value, err := f(ctx)
 		done <- result{value, err}
 	})
