@@ -42,7 +42,9 @@ func (s *Session) Rejudge(ctx context.Context, evidence EvidenceAppraiser, logs 
 		return refusal.New(v1.Reason_REASON_INTEGRITY_STALE,
 			"the log of %s is larger than the %d bytes that are kept, so it cannot be judged by what changed", s.PeerHost(), maxKeptLog)
 	}
-	appraised, err := logs.AppraiseLog(ctx, log.raw, log.qualifying, s.PeerHost(), s.peerPlatform, peer, log.at)
+	appraised, err := logs.AppraiseLog(ctx, &LogClaim{
+		Raw: log.raw, Qualifying: log.qualifying, Host: s.PeerHost(), Platform: s.peerPlatform, Peer: peer, At: log.at,
+	})
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/sha512"
 	"errors"
 	"testing"
-	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
@@ -41,12 +40,12 @@ func TestAPeerIsJudgedAgainByWhatItShowed(t *testing.T) {
 // largeLogs makes logs that a session does not keep.
 type largeLogs struct{ *fake }
 
-func (l largeLogs) Log(context.Context, [32]byte) ([]byte, error) {
-	return make([]byte, maxKeptLog+1), nil
+func (l largeLogs) Log(context.Context, [32]byte) (*Log, error) {
+	return &Log{Raw: make([]byte, maxKeptLog+1)}, nil
 }
 
-func (l largeLogs) AppraiseLog(_ context.Context, _ []byte, _ [32]byte, host string, _ [32]byte, _ *Peer, _ time.Time) (*v1.Appraised, error) {
-	return &v1.Appraised{Host: host}, nil
+func (l largeLogs) AppraiseLog(_ context.Context, c *LogClaim) (*v1.Appraised, error) {
+	return &v1.Appraised{Host: c.Host}, nil
 }
 
 func TestALargeLogIsNotKeptAndCannotBeJudgedAgain(t *testing.T) {

@@ -33,6 +33,8 @@ const (
 	maxInstance  = 36
 	maxEvidence  = 64 << 10
 	maxLog       = 8 << 20
+	maxPiece     = 1 << 20
+	maxFetched   = 64 << 20 // of all attachments in one exchange
 	signatureLen = 64
 )
 
@@ -61,14 +63,47 @@ type EvidenceAppraiser interface {
 	AppraiseEvidence(ctx context.Context, quote []byte, reportData [64]byte, host string, platform [32]byte) (*Peer, error)
 }
 
-// LogSource measures this host. The TPM quote in the log is over qualifying.
-type LogSource interface {
-	Log(ctx context.Context, qualifying [32]byte) ([]byte, error)
+// Log is what a host shows of itself: the log, which is signed, and the attachments that it names, which are sent as far as the appraiser asks
+// for them. The bytes are not to be changed.
+type Log struct {
+	Raw         []byte
+	Attachments map[string][]byte
 }
 
-// LogAppraiser judges the peer's log, which was received at the given time, against reference values. Its errors are refusals.
+// Fetch is a Fetch of the log's own attachments, for a node that judges itself.
+func (l *Log) Fetch(name string, offset uint64) ([]byte, error) {
+	content, ok := l.Attachments[name]
+	if !ok || offset > uint64(len(content)) {
+		return nil, violation("the log has no byte %d of an attachment %q", offset, name)
+	}
+	return content[offset:min(uint64(len(content)), offset+maxPiece)], nil
+}
+
+// LogSource measures this host. The TPM quote in the log is over qualifying.
+type LogSource interface {
+	Log(ctx context.Context, qualifying [32]byte) (*Log, error)
+}
+
+// Fetch brings a piece of an attachment of the peer's log, which begins at offset: at most 1 MiB, and nothing at its end.
+type Fetch func(name string, offset uint64) ([]byte, error)
+
+// LogClaim is a peer's log with everything that it must be bound to.
+type LogClaim struct {
+	Raw []byte
+	// Qualifying data of the TPM quote.
+	Qualifying [32]byte
+	Host       string
+	Platform   [32]byte
+	Peer       *Peer
+	// At is when the log was received.
+	At time.Time
+	// Fetch is nil when the peer cannot be asked, because its log is judged again after the exchange.
+	Fetch Fetch
+}
+
+// LogAppraiser judges a peer's log against reference values. Its errors are refusals.
 type LogAppraiser interface {
-	AppraiseLog(ctx context.Context, log []byte, qualifying [32]byte, host string, platform [32]byte, peer *Peer, at time.Time) (*v1.Appraised, error)
+	AppraiseLog(ctx context.Context, claim *LogClaim) (*v1.Appraised, error)
 }
 
 // Node is what this side of a handshake is made of.

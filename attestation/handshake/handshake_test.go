@@ -26,6 +26,8 @@ type fake struct {
 	refuseEvidence, refuseLog        error
 	quoteErr, logErr                 error
 	evidenceAppraised, logsAppraised int
+	attachments                      map[string][]byte
+	appraise                         func(*LogClaim) error
 	mu                               sync.Mutex
 }
 
@@ -49,11 +51,17 @@ func (f *fake) AppraiseEvidence(_ context.Context, quote []byte, rd [64]byte, ho
 	return &Peer{Attested: &v1.Attested{Host: host}}, nil
 }
 
-func (f *fake) Log(_ context.Context, qualifying [32]byte) ([]byte, error) {
-	return append([]byte("log of "+f.host+":"), qualifying[:]...), f.logErr
+func (f *fake) Log(_ context.Context, qualifying [32]byte) (*Log, error) {
+	return &Log{Raw: append([]byte("log of "+f.host+":"), qualifying[:]...), Attachments: f.attachments}, f.logErr
 }
 
-func (f *fake) AppraiseLog(_ context.Context, log []byte, qualifying [32]byte, host string, _ [32]byte, _ *Peer, _ time.Time) (*v1.Appraised, error) {
+func (f *fake) AppraiseLog(_ context.Context, c *LogClaim) (*v1.Appraised, error) {
+	log, qualifying, host := c.Raw, c.Qualifying, c.Host
+	if f.appraise != nil {
+		if err := f.appraise(c); err != nil {
+			return nil, err
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.logsAppraised++

@@ -21,6 +21,9 @@ type exchange struct {
 	awaits                         int      // number of the message that must come next
 	appraised                      *v1.Appraised
 	kept                           keptLog
+	attachments                    map[string][]byte // of this host's log
+	pull                           *pull             // D's appraisal of log_S, while it waits for pieces
+	fetched                        int
 }
 
 func (s *Session) nonce() ([]byte, error) {
@@ -40,7 +43,7 @@ func (s *Session) exchangeOver(ctx context.Context, stream Stream) error {
 		}
 		return s.ask(ctx, send)
 	}
-	for range 2 {
+	for s.PeerAppraised() == nil {
 		sealed, err := receiveSealed(stream)
 		if err != nil {
 			return err
@@ -57,9 +60,6 @@ func (s *Session) exchangeOver(ctx context.Context, stream Stream) error {
 			return err
 		}
 	}
-	if s.PeerAppraised() == nil {
-		return violation("phase 2 ended without the source's log")
-	}
 	return nil
 }
 
@@ -73,15 +73,21 @@ func (s *Session) ask(ctx context.Context, send Sender) error {
 	if err != nil {
 		return err
 	}
-	m3, err := s.answerM2(ctx, m2)
+	m3, err := s.answerM2(ctx, m2, s.fetcher(ctx, send))
 	if err != nil {
 		return err
 	}
-	m4, err := s.Request(ctx, send, m3)
+	answer, err := s.Request(ctx, send, m3)
+	for err == nil && answer.GetAttachmentWanted() != nil {
+		var piece *v1.ChannelPayload
+		if piece, err = s.piece(4, answer.GetAttachmentWanted()); err == nil {
+			answer, err = s.Request(ctx, send, piece)
+		}
+	}
 	if err != nil {
 		return err
 	}
-	return s.checkM4(m4)
+	return s.checkM4(answer)
 }
 
 func receiveSealed(stream Stream) (*v1.SealedMessage, error) {
@@ -95,13 +101,18 @@ func receiveSealed(stream Stream) (*v1.SealedMessage, error) {
 	return frame.GetSealed(), nil
 }
 
-// AnswerExchange answers M1 with M2 and M3 with M4, on the destination.
+// AnswerExchange answers M1 with M2 and M3 with M4, on the destination. Between them it hands out pieces of its own log's attachments, and asks
+// for pieces of the source's before it answers M4.
 func (s *Session) AnswerExchange(ctx context.Context, p *v1.ChannelPayload) (*v1.ChannelPayload, error) {
 	switch {
 	case p.GetM1() != nil:
 		return s.answerM1(ctx, p.GetM1())
 	case p.GetM3() != nil:
 		return s.answerM3(ctx, p.GetM3())
+	case p.GetAttachmentRequest() != nil:
+		return s.piece(3, p.GetAttachmentRequest())
+	case p.GetAttachmentPiece() != nil:
+		return s.answerPiece(p.GetAttachmentPiece())
 	}
 	return nil, violation("%s is no message of the integrity exchange", payloadName(p))
 }
@@ -120,6 +131,9 @@ func (s *Session) begin(e *exchange) error {
 	defer s.mu.Unlock()
 	if s.destroyed {
 		return s.over()
+	}
+	if s.exchange != nil {
+		s.exchange.pull.stop()
 	}
 	s.exchange = e
 	return nil
@@ -159,11 +173,11 @@ func (s *Session) answerM1(ctx context.Context, m1 *v1.MeasurementRequest) (*v1.
 	if err != nil {
 		return nil, err
 	}
-	log, signed, err := s.signedLog(ctx, m1.GetNonce1())
-	if err != nil {
+	e := &exchange{nonce1: m1.GetNonce1(), nonce2: nonce2, awaits: 3}
+	var signed *v1.SignedLog
+	if e.logD, signed, err = s.signedLog(ctx, e, m1.GetNonce1()); err != nil {
 		return nil, err
 	}
-	e := &exchange{nonce1: m1.GetNonce1(), nonce2: nonce2, logD: log, awaits: 3}
 	if err := s.begin(e); err != nil {
 		return nil, err
 	}
@@ -173,7 +187,7 @@ func (s *Session) answerM1(ctx context.Context, m1 *v1.MeasurementRequest) (*v1.
 }
 
 // answerM2 appraises the destination and makes M3: Sign_S(log_S), Request_mig, nonce2, nonce3. Source.
-func (s *Session) answerM2(ctx context.Context, p *v1.ChannelPayload) (*v1.ChannelPayload, error) {
+func (s *Session) answerM2(ctx context.Context, p *v1.ChannelPayload, fetch Fetch) (*v1.ChannelPayload, error) {
 	m2 := p.GetM2()
 	e, err := s.expecting(2)
 	if err != nil {
@@ -182,14 +196,14 @@ func (s *Session) answerM2(ctx context.Context, p *v1.ChannelPayload) (*v1.Chann
 	if m2 == nil || !bytes.Equal(m2.GetNonce1(), e.nonce1) || len(m2.GetNonce2()) != nonceSize {
 		return nil, violation("M2 is malformed or does not answer our M1")
 	}
-	if e.logD, err = s.appraiseLog(ctx, e, m2.GetLog(), e.nonce1); err != nil {
+	if e.logD, err = s.appraiseLog(ctx, e, m2.GetLog(), e.nonce1, fetch); err != nil {
 		return nil, err
 	}
 	if e.nonce3, err = s.nonce(); err != nil {
 		return nil, err
 	}
 	var signed *v1.SignedLog
-	if e.logS, signed, err = s.signedLog(ctx, m2.GetNonce2()); err != nil {
+	if e.logS, signed, err = s.signedLog(ctx, e, m2.GetNonce2()); err != nil {
 		return nil, err
 	}
 	e.nonce2, e.awaits = m2.GetNonce2(), 4
@@ -207,13 +221,39 @@ func (s *Session) answerM3(ctx context.Context, m3 *v1.SourceLog) (*v1.ChannelPa
 	if !bytes.Equal(m3.GetNonce2(), e.nonce2) || len(m3.GetNonce3()) != nonceSize {
 		return nil, violation("M3 is malformed or does not answer our M2")
 	}
-	if e.logS, err = s.appraiseLog(ctx, e, m3.GetLog(), e.nonce2); err != nil {
+	e.nonce3, e.awaits = m3.GetNonce3(), awaitsPiece
+	appraisal := newPull(e, func(fetch Fetch) (err error) {
+		// The appraisal outlives this call when it waits for a piece.
+		e.logS, err = s.appraiseLog(context.WithoutCancel(ctx), e, m3.GetLog(), e.nonce2, fetch)
+		return err
+	})
+	s.mu.Lock()
+	e.pull = appraisal // Destroy reads it
+	s.mu.Unlock()
+	return s.goOn(e, nil)
+}
+
+// answerPiece hands a piece of the source's log to the appraisal that waits for it.
+func (s *Session) answerPiece(piece *v1.AttachmentPiece) (*v1.ChannelPayload, error) {
+	e, err := s.expecting(awaitsPiece)
+	if err != nil {
 		return nil, err
+	}
+	return s.goOn(e, piece)
+}
+
+// goOn lets the appraisal of the source's log run until it wants a piece or ends, and then makes M4.
+func (s *Session) goOn(e *exchange, piece *v1.AttachmentPiece) (*v1.ChannelPayload, error) {
+	wanted, err := e.pull.next(piece)
+	if err != nil {
+		return nil, err
+	}
+	if wanted != nil {
+		return &v1.ChannelPayload{Body: &v1.ChannelPayload_AttachmentWanted{AttachmentWanted: wanted}}, nil
 	}
 	if e.nonce4, err = s.nonce(); err != nil {
 		return nil, err
 	}
-	e.nonce3 = m3.GetNonce3()
 	s.finish(e)
 	if err := s.renewKeys(); err != nil {
 		return nil, err
@@ -258,11 +298,13 @@ func (s *Session) renewKeys() error {
 }
 
 // signedLog measures this host for the peer's nonce and signs the log's exact bytes.
-func (s *Session) signedLog(ctx context.Context, nonce []byte) ([48]byte, *v1.SignedLog, error) {
-	log, err := s.node.Logs.Log(ctx, Qualifying(s.Role, s.th2, nonce))
+func (s *Session) signedLog(ctx context.Context, e *exchange, nonce []byte) ([48]byte, *v1.SignedLog, error) {
+	whole, err := s.node.Logs.Log(ctx, Qualifying(s.Role, s.th2, nonce))
 	if err != nil {
 		return [48]byte{}, nil, err
 	}
+	log := whole.Raw
+	e.attachments = whole.Attachments
 	if len(log) > maxLog {
 		return [48]byte{}, nil, refusal.New(v1.Reason_REASON_MEASUREMENT_FAILED, "this host's log has %d bytes, more than %d", len(log), maxLog)
 	}
@@ -276,7 +318,7 @@ func (s *Session) signedLog(ctx context.Context, nonce []byte) ([48]byte, *v1.Si
 }
 
 // appraiseLog checks the signature of the peer's enclave over its log, then the log.
-func (s *Session) appraiseLog(ctx context.Context, e *exchange, signed *v1.SignedLog, nonce []byte) (digest [48]byte, err error) {
+func (s *Session) appraiseLog(ctx context.Context, e *exchange, signed *v1.SignedLog, nonce []byte, fetch Fetch) (digest [48]byte, err error) {
 	role, log := other(s.Role), signed.GetLog()
 	if len(log) > maxLog || len(signed.GetSignature()) != signatureLen {
 		return digest, violation("the peer's log is malformed")
@@ -285,7 +327,9 @@ func (s *Session) appraiseLog(ctx context.Context, e *exchange, signed *v1.Signe
 		return digest, violation("the peer's log is not signed by its enclave for this exchange")
 	}
 	kept := keptLog{qualifying: Qualifying(role, s.th2, nonce), at: s.node.Now()}
-	e.appraised, err = s.node.Reference.AppraiseLog(ctx, log, kept.qualifying, s.PeerHost(), s.peerPlatform, s.peerNow(), kept.at)
+	e.appraised, err = s.node.Reference.AppraiseLog(ctx, &LogClaim{
+		Raw: log, Qualifying: kept.qualifying, Host: s.PeerHost(), Platform: s.peerPlatform, Peer: s.peerNow(), At: kept.at, Fetch: fetch,
+	})
 	if err != nil {
 		return digest, err
 	}

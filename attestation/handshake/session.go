@@ -169,6 +169,10 @@ func (s *Session) Destroy() {
 		return
 	}
 	s.destroyed = true
+	if s.exchange != nil {
+		s.exchange.pull.stop()
+		s.exchange = nil
+	}
 	s.schedule.Wipe()
 	if !s.answering {
 		s.channel.Wipe()

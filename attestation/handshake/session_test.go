@@ -161,17 +161,17 @@ func TestALogSignedForAnotherExchangeIsRefused(t *testing.T) {
 	p, q := established(t), established(t)
 	nonce := make([]byte, nonceSize)
 	_, _ = rand.Read(nonce)
-	_, signed, err := q.d.signedLog(t.Context(), nonce)
+	_, signed, err := q.d.signedLog(t.Context(), &exchange{}, nonce)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.s.appraiseLog(t.Context(), &exchange{}, signed, nonce); !errors.Is(err, refusal.Because(v1.Reason_REASON_PROTOCOL_VIOLATION)) {
+	if _, err := p.s.appraiseLog(t.Context(), &exchange{}, signed, nonce, nil); !errors.Is(err, refusal.Because(v1.Reason_REASON_PROTOCOL_VIOLATION)) {
 		t.Errorf("another session's log: %v", err)
 	}
-	if _, err := q.s.appraiseLog(t.Context(), &exchange{}, signed, make([]byte, nonceSize)); err == nil {
+	if _, err := q.s.appraiseLog(t.Context(), &exchange{}, signed, make([]byte, nonceSize), nil); err == nil {
 		t.Error("another exchange's log is accepted")
 	}
-	if _, err := q.s.appraiseLog(t.Context(), &exchange{}, signed, nonce); err != nil {
+	if _, err := q.s.appraiseLog(t.Context(), &exchange{}, signed, nonce, nil); err != nil {
 		t.Errorf("the exchange's own log: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/integrity/hostlog"
 	"github.com/safeconduct/safeconduct/integrity/hosttpm"
@@ -46,7 +47,7 @@ func newHostLogs(cfg *config.Config, now func() time.Time) (*hostLogs, error) {
 }
 
 // Log measures the host now, with a TPM quote over qualifying.
-func (l *hostLogs) Log(ctx context.Context, qualifying [32]byte) ([]byte, error) {
+func (l *hostLogs) Log(ctx context.Context, qualifying [32]byte) (*handshake.Log, error) {
 	failed := func(what string, err error) error {
 		return refusal.New(v1.Reason_REASON_MEASUREMENT_FAILED, "this host could not be measured: %s: %w", what, err).On(what)
 	}
@@ -68,7 +69,7 @@ func (l *hostLogs) Log(ctx context.Context, qualifying [32]byte) ([]byte, error)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.latest, l.at = raw, at
-	return raw, nil
+	return &handshake.Log{Raw: raw}, nil
 }
 
 // last returns the last log as its exact bytes, or nil.

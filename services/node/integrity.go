@@ -31,11 +31,11 @@ func (i *integrityServer) GetLog(context.Context, *v1.GetLogRequest) (*v1.GetLog
 
 // Measure implements IntegrityService.
 func (i *integrityServer) Measure(ctx context.Context, _ *v1.MeasureRequest) (*v1.MeasureResponse, error) {
-	raw, err := i.logs.Log(ctx, [32]byte{})
+	measured, err := i.logs.Log(ctx, [32]byte{})
 	if err != nil {
 		return nil, err
 	}
-	log, err := hostlog.Parse(raw)
+	log, err := hostlog.Parse(measured.Raw)
 	if err != nil {
 		return nil, err
 	}

@@ -100,17 +100,18 @@ func first(all []*refusal.Refusal) error {
 }
 
 // AppraiseLog implements handshake.LogAppraiser.
-func (j *judge) AppraiseLog(_ context.Context, raw []byte, qualifying [32]byte, host string, platform [32]byte, peer *handshake.Peer, at time.Time) (*v1.Appraised, error) {
+func (j *judge) AppraiseLog(_ context.Context, c *handshake.LogClaim) (*v1.Appraised, error) {
+	raw, host := c.Raw, c.Host
 	log, err := hostlog.Parse(raw)
 	if err != nil {
 		return nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "the log of %s: %w", host, err)
 	}
-	key, err := j.tpmKey(log, host, platform, peer)
+	key, err := j.tpmKey(log, host, c.Platform, c.Peer)
 	if err != nil {
 		return nil, err
 	}
 	v := appraise.Appraise(log, &j.policy.Integrity, appraise.Expectation{
-		Host: host, Qualifying: qualifying, AKPublic: key, Now: at, MaxAge: maxClockSkew,
+		Host: host, Qualifying: c.Qualifying, AKPublic: key, Now: c.At, MaxAge: maxClockSkew,
 	})
 	if err := v.Err(); err != nil {
 		return nil, integrityRefusal(host, v, err)
@@ -179,9 +180,11 @@ func (n *node) selfCheck(ctx context.Context) (*v1.Attested, error) {
 	attested := j.appraise(quote, &data, n.host).Attested
 	peer, err := j.AppraiseEvidence(ctx, quote, data, n.host, platform)
 	if err == nil {
-		var log []byte
+		var log *handshake.Log
 		if log, err = n.logs.Log(ctx, [32]byte(data[:32])); err == nil {
-			_, err = j.AppraiseLog(ctx, log, [32]byte(data[:32]), n.host, platform, peer, n.now())
+			_, err = j.AppraiseLog(ctx, &handshake.LogClaim{
+				Raw: log.Raw, Qualifying: [32]byte(data[:32]), Host: n.host, Platform: platform, Peer: peer, At: n.now(), Fetch: log.Fetch,
+			})
 		}
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"sync"
-	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
@@ -32,8 +31,8 @@ func (n *node) judge() *judge { return n.inForce.Load() }
 
 // AppraiseLog implements handshake.LogAppraiser by the policy in force at that moment: a session's integrity exchange may be made again long
 // after its handshake.
-func (n *node) AppraiseLog(ctx context.Context, log []byte, qualifying [32]byte, host string, platform [32]byte, peer *handshake.Peer, at time.Time) (*v1.Appraised, error) {
-	return n.judge().AppraiseLog(ctx, log, qualifying, host, platform, peer, at)
+func (n *node) AppraiseLog(ctx context.Context, claim *handshake.LogClaim) (*v1.Appraised, error) {
+	return n.judge().AppraiseLog(ctx, claim)
 }
 
 // standing returns the session's keys if the verdict they hang on still holds: under the policy in force, with the collateral in force, now.

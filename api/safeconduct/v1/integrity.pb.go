@@ -350,7 +350,9 @@ type IntegrityLog struct {
 	// Sorted by name; names are unique.
 	Entries []*IntegrityEntry `protobuf:"bytes,4,rep,name=entries,proto3" json:"entries,omitempty"`
 	// Absent on a host without a TPM; whether that is acceptable is the appraiser's policy.
-	TpmQuote      *TpmQuote `protobuf:"bytes,5,opt,name=tpm_quote,json=tpmQuote,proto3" json:"tpm_quote,omitempty"`
+	TpmQuote *TpmQuote `protobuf:"bytes,5,opt,name=tpm_quote,json=tpmQuote,proto3" json:"tpm_quote,omitempty"`
+	// Logs that are too large to be a part of this one, sorted by name. The appraiser asks for the pieces that it needs.
+	Attachments   []*Attachment `protobuf:"bytes,6,rep,name=attachments,proto3" json:"attachments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -420,6 +422,68 @@ func (x *IntegrityLog) GetTpmQuote() *TpmQuote {
 	return nil
 }
 
+func (x *IntegrityLog) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
+// Attachment is a log of the host's kernel or firmware, as it stood when the TPM quote was made or a little later.
+type Attachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "boot" (TCG PC Client crypto-agile event log) or "ima" (binary measurement list).
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Bytes.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attachment) Reset() {
+	*x = Attachment{}
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attachment) ProtoMessage() {}
+
+func (x *Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
+func (*Attachment) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Attachment) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Attachment) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 // IntegrityEntry is one measured thing.
 type IntegrityEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -442,7 +506,7 @@ type IntegrityEntry struct {
 
 func (x *IntegrityEntry) Reset() {
 	*x = IntegrityEntry{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +518,7 @@ func (x *IntegrityEntry) String() string {
 func (*IntegrityEntry) ProtoMessage() {}
 
 func (x *IntegrityEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +531,7 @@ func (x *IntegrityEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntegrityEntry.ProtoReflect.Descriptor instead.
 func (*IntegrityEntry) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{7}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IntegrityEntry) GetName() string {
@@ -535,7 +599,7 @@ type TpmQuote struct {
 
 func (x *TpmQuote) Reset() {
 	*x = TpmQuote{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +611,7 @@ func (x *TpmQuote) String() string {
 func (*TpmQuote) ProtoMessage() {}
 
 func (x *TpmQuote) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +624,7 @@ func (x *TpmQuote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmQuote.ProtoReflect.Descriptor instead.
 func (*TpmQuote) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{8}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TpmQuote) GetAttest() []byte {
@@ -603,7 +667,7 @@ type PcrValue struct {
 
 func (x *PcrValue) Reset() {
 	*x = PcrValue{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +679,7 @@ func (x *PcrValue) String() string {
 func (*PcrValue) ProtoMessage() {}
 
 func (x *PcrValue) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +692,7 @@ func (x *PcrValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PcrValue.ProtoReflect.Descriptor instead.
 func (*PcrValue) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{9}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PcrValue) GetBank() string {
@@ -669,14 +733,19 @@ const file_safeconduct_v1_integrity_proto_rawDesc = "" +
 	"\x11GetPolicyResponse\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\fR\x06policy\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12(\n" +
-	"\x04mode\x18\x03 \x01(\x0e2\x14.safeconduct.v1.ModeR\x04mode\"\xea\x01\n" +
+	"\x04mode\x18\x03 \x01(\x0e2\x14.safeconduct.v1.ModeR\x04mode\"\xa8\x02\n" +
 	"\fIntegrityLog\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12;\n" +
 	"\vmeasured_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"measuredAt\x128\n" +
 	"\aentries\x18\x04 \x03(\v2\x1e.safeconduct.v1.IntegrityEntryR\aentries\x125\n" +
-	"\ttpm_quote\x18\x05 \x01(\v2\x18.safeconduct.v1.TpmQuoteR\btpmQuote\"\xe3\x01\n" +
+	"\ttpm_quote\x18\x05 \x01(\v2\x18.safeconduct.v1.TpmQuoteR\btpmQuote\x12<\n" +
+	"\vattachments\x18\x06 \x03(\v2\x1a.safeconduct.v1.AttachmentR\vattachments\"4\n" +
+	"\n" +
+	"Attachment\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\xe3\x01\n" +
 	"\x0eIntegrityEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12)\n" +
@@ -719,7 +788,7 @@ func file_safeconduct_v1_integrity_proto_rawDescGZIP() []byte {
 }
 
 var file_safeconduct_v1_integrity_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_safeconduct_v1_integrity_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_safeconduct_v1_integrity_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_safeconduct_v1_integrity_proto_goTypes = []any{
 	(Provenance)(0),               // 0: safeconduct.v1.Provenance
 	(*GetLogRequest)(nil),         // 1: safeconduct.v1.GetLogRequest
@@ -729,33 +798,35 @@ var file_safeconduct_v1_integrity_proto_goTypes = []any{
 	(*GetPolicyRequest)(nil),      // 5: safeconduct.v1.GetPolicyRequest
 	(*GetPolicyResponse)(nil),     // 6: safeconduct.v1.GetPolicyResponse
 	(*IntegrityLog)(nil),          // 7: safeconduct.v1.IntegrityLog
-	(*IntegrityEntry)(nil),        // 8: safeconduct.v1.IntegrityEntry
-	(*TpmQuote)(nil),              // 9: safeconduct.v1.TpmQuote
-	(*PcrValue)(nil),              // 10: safeconduct.v1.PcrValue
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(Mode)(0),                     // 12: safeconduct.v1.Mode
+	(*Attachment)(nil),            // 8: safeconduct.v1.Attachment
+	(*IntegrityEntry)(nil),        // 9: safeconduct.v1.IntegrityEntry
+	(*TpmQuote)(nil),              // 10: safeconduct.v1.TpmQuote
+	(*PcrValue)(nil),              // 11: safeconduct.v1.PcrValue
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(Mode)(0),                     // 13: safeconduct.v1.Mode
 }
 var file_safeconduct_v1_integrity_proto_depIdxs = []int32{
 	7,  // 0: safeconduct.v1.GetLogResponse.log:type_name -> safeconduct.v1.IntegrityLog
-	11, // 1: safeconduct.v1.GetLogResponse.measured_at:type_name -> google.protobuf.Timestamp
+	12, // 1: safeconduct.v1.GetLogResponse.measured_at:type_name -> google.protobuf.Timestamp
 	7,  // 2: safeconduct.v1.MeasureResponse.log:type_name -> safeconduct.v1.IntegrityLog
-	12, // 3: safeconduct.v1.GetPolicyResponse.mode:type_name -> safeconduct.v1.Mode
-	11, // 4: safeconduct.v1.IntegrityLog.measured_at:type_name -> google.protobuf.Timestamp
-	8,  // 5: safeconduct.v1.IntegrityLog.entries:type_name -> safeconduct.v1.IntegrityEntry
-	9,  // 6: safeconduct.v1.IntegrityLog.tpm_quote:type_name -> safeconduct.v1.TpmQuote
-	0,  // 7: safeconduct.v1.IntegrityEntry.provenance:type_name -> safeconduct.v1.Provenance
-	10, // 8: safeconduct.v1.TpmQuote.pcrs:type_name -> safeconduct.v1.PcrValue
-	1,  // 9: safeconduct.v1.IntegrityService.GetLog:input_type -> safeconduct.v1.GetLogRequest
-	3,  // 10: safeconduct.v1.IntegrityService.Measure:input_type -> safeconduct.v1.MeasureRequest
-	5,  // 11: safeconduct.v1.IntegrityService.GetPolicy:input_type -> safeconduct.v1.GetPolicyRequest
-	2,  // 12: safeconduct.v1.IntegrityService.GetLog:output_type -> safeconduct.v1.GetLogResponse
-	4,  // 13: safeconduct.v1.IntegrityService.Measure:output_type -> safeconduct.v1.MeasureResponse
-	6,  // 14: safeconduct.v1.IntegrityService.GetPolicy:output_type -> safeconduct.v1.GetPolicyResponse
-	12, // [12:15] is the sub-list for method output_type
-	9,  // [9:12] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	13, // 3: safeconduct.v1.GetPolicyResponse.mode:type_name -> safeconduct.v1.Mode
+	12, // 4: safeconduct.v1.IntegrityLog.measured_at:type_name -> google.protobuf.Timestamp
+	9,  // 5: safeconduct.v1.IntegrityLog.entries:type_name -> safeconduct.v1.IntegrityEntry
+	10, // 6: safeconduct.v1.IntegrityLog.tpm_quote:type_name -> safeconduct.v1.TpmQuote
+	8,  // 7: safeconduct.v1.IntegrityLog.attachments:type_name -> safeconduct.v1.Attachment
+	0,  // 8: safeconduct.v1.IntegrityEntry.provenance:type_name -> safeconduct.v1.Provenance
+	11, // 9: safeconduct.v1.TpmQuote.pcrs:type_name -> safeconduct.v1.PcrValue
+	1,  // 10: safeconduct.v1.IntegrityService.GetLog:input_type -> safeconduct.v1.GetLogRequest
+	3,  // 11: safeconduct.v1.IntegrityService.Measure:input_type -> safeconduct.v1.MeasureRequest
+	5,  // 12: safeconduct.v1.IntegrityService.GetPolicy:input_type -> safeconduct.v1.GetPolicyRequest
+	2,  // 13: safeconduct.v1.IntegrityService.GetLog:output_type -> safeconduct.v1.GetLogResponse
+	4,  // 14: safeconduct.v1.IntegrityService.Measure:output_type -> safeconduct.v1.MeasureResponse
+	6,  // 15: safeconduct.v1.IntegrityService.GetPolicy:output_type -> safeconduct.v1.GetPolicyResponse
+	13, // [13:16] is the sub-list for method output_type
+	10, // [10:13] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_integrity_proto_init() }
@@ -770,7 +841,7 @@ func file_safeconduct_v1_integrity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_integrity_proto_rawDesc), len(file_safeconduct_v1_integrity_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

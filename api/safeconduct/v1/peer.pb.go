@@ -1027,6 +1027,9 @@ type ChannelPayload struct {
 	//	*ChannelPayload_Conclude
 	//	*ChannelPayload_Concluded
 	//	*ChannelPayload_Refusal
+	//	*ChannelPayload_AttachmentRequest
+	//	*ChannelPayload_AttachmentPiece
+	//	*ChannelPayload_AttachmentWanted
 	Body          isChannelPayload_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1168,6 +1171,33 @@ func (x *ChannelPayload) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *ChannelPayload) GetAttachmentRequest() *AttachmentRequest {
+	if x != nil {
+		if x, ok := x.Body.(*ChannelPayload_AttachmentRequest); ok {
+			return x.AttachmentRequest
+		}
+	}
+	return nil
+}
+
+func (x *ChannelPayload) GetAttachmentPiece() *AttachmentPiece {
+	if x != nil {
+		if x, ok := x.Body.(*ChannelPayload_AttachmentPiece); ok {
+			return x.AttachmentPiece
+		}
+	}
+	return nil
+}
+
+func (x *ChannelPayload) GetAttachmentWanted() *AttachmentRequest {
+	if x != nil {
+		if x, ok := x.Body.(*ChannelPayload_AttachmentWanted); ok {
+			return x.AttachmentWanted
+		}
+	}
+	return nil
+}
+
 type isChannelPayload_Body interface {
 	isChannelPayload_Body()
 }
@@ -1217,6 +1247,21 @@ type ChannelPayload_Refusal struct {
 	Refusal *Refusal `protobuf:"bytes,11,opt,name=refusal,proto3,oneof"`
 }
 
+type ChannelPayload_AttachmentRequest struct {
+	// S asks for a piece of an attachment of D's log, after M2.
+	AttachmentRequest *AttachmentRequest `protobuf:"bytes,12,opt,name=attachment_request,json=attachmentRequest,proto3,oneof"`
+}
+
+type ChannelPayload_AttachmentPiece struct {
+	// The piece: D's answer to that, and S's to attachment_wanted.
+	AttachmentPiece *AttachmentPiece `protobuf:"bytes,13,opt,name=attachment_piece,json=attachmentPiece,proto3,oneof"`
+}
+
+type ChannelPayload_AttachmentWanted struct {
+	// D's answer to M3, or to a piece, while it still needs more of S's log before it can say M4.
+	AttachmentWanted *AttachmentRequest `protobuf:"bytes,14,opt,name=attachment_wanted,json=attachmentWanted,proto3,oneof"`
+}
+
 func (*ChannelPayload_M1) isChannelPayload_Body() {}
 
 func (*ChannelPayload_M2) isChannelPayload_Body() {}
@@ -1238,6 +1283,12 @@ func (*ChannelPayload_Conclude) isChannelPayload_Body() {}
 func (*ChannelPayload_Concluded) isChannelPayload_Body() {}
 
 func (*ChannelPayload_Refusal) isChannelPayload_Body() {}
+
+func (*ChannelPayload_AttachmentRequest) isChannelPayload_Body() {}
+
+func (*ChannelPayload_AttachmentPiece) isChannelPayload_Body() {}
+
+func (*ChannelPayload_AttachmentWanted) isChannelPayload_Body() {}
 
 // MeasurementRequest is M1: Request_meas(S), nonce1.
 type MeasurementRequest struct {
@@ -1514,6 +1565,121 @@ func (x *Comparison) GetNonce4() []byte {
 	return nil
 }
 
+// AttachmentRequest names a piece of an attachment: what is too large for the log itself.
+type AttachmentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// First byte.
+	Offset        uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentRequest) Reset() {
+	*x = AttachmentRequest{}
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentRequest) ProtoMessage() {}
+
+func (x *AttachmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentRequest.ProtoReflect.Descriptor instead.
+func (*AttachmentRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AttachmentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttachmentRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+// AttachmentPiece is at most 1 MiB of an attachment; empty at its end.
+type AttachmentPiece struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Offset        uint64                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentPiece) Reset() {
+	*x = AttachmentPiece{}
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentPiece) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentPiece) ProtoMessage() {}
+
+func (x *AttachmentPiece) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentPiece.ProtoReflect.Descriptor instead.
+func (*AttachmentPiece) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AttachmentPiece) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttachmentPiece) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *AttachmentPiece) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type ArmPayload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MigrationId   string                 `protobuf:"bytes,1,opt,name=migration_id,json=migrationId,proto3" json:"migration_id,omitempty"`
@@ -1523,7 +1689,7 @@ type ArmPayload struct {
 
 func (x *ArmPayload) Reset() {
 	*x = ArmPayload{}
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[22]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1701,7 @@ func (x *ArmPayload) String() string {
 func (*ArmPayload) ProtoMessage() {}
 
 func (x *ArmPayload) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[22]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1714,7 @@ func (x *ArmPayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmPayload.ProtoReflect.Descriptor instead.
 func (*ArmPayload) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ArmPayload) GetMigrationId() string {
@@ -1567,7 +1733,7 @@ type ArmedPayload struct {
 
 func (x *ArmedPayload) Reset() {
 	*x = ArmedPayload{}
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[23]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1745,7 @@ func (x *ArmedPayload) String() string {
 func (*ArmedPayload) ProtoMessage() {}
 
 func (x *ArmedPayload) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[23]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1758,7 @@ func (x *ArmedPayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArmedPayload.ProtoReflect.Descriptor instead.
 func (*ArmedPayload) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ArmedPayload) GetMigrationId() string {
@@ -1613,7 +1779,7 @@ type SecretPayload struct {
 
 func (x *SecretPayload) Reset() {
 	*x = SecretPayload{}
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[24]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1791,7 @@ func (x *SecretPayload) String() string {
 func (*SecretPayload) ProtoMessage() {}
 
 func (x *SecretPayload) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[24]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1804,7 @@ func (x *SecretPayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretPayload.ProtoReflect.Descriptor instead.
 func (*SecretPayload) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SecretPayload) GetSecret() []byte {
@@ -1666,7 +1832,7 @@ type SecretStored struct {
 
 func (x *SecretStored) Reset() {
 	*x = SecretStored{}
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[25]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +1844,7 @@ func (x *SecretStored) String() string {
 func (*SecretStored) ProtoMessage() {}
 
 func (x *SecretStored) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[25]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +1857,7 @@ func (x *SecretStored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretStored.ProtoReflect.Descriptor instead.
 func (*SecretStored) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SecretStored) GetDigest() []byte {
@@ -1722,7 +1888,7 @@ type ConcludePayload struct {
 
 func (x *ConcludePayload) Reset() {
 	*x = ConcludePayload{}
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[26]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1900,7 @@ func (x *ConcludePayload) String() string {
 func (*ConcludePayload) ProtoMessage() {}
 
 func (x *ConcludePayload) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[26]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1913,7 @@ func (x *ConcludePayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludePayload.ProtoReflect.Descriptor instead.
 func (*ConcludePayload) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ConcludePayload) GetCommitted() bool {
@@ -1789,7 +1955,7 @@ type ConcludedPayload struct {
 
 func (x *ConcludedPayload) Reset() {
 	*x = ConcludedPayload{}
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[27]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1967,7 @@ func (x *ConcludedPayload) String() string {
 func (*ConcludedPayload) ProtoMessage() {}
 
 func (x *ConcludedPayload) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_peer_proto_msgTypes[27]
+	mi := &file_safeconduct_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1980,7 @@ func (x *ConcludedPayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConcludedPayload.ProtoReflect.Descriptor instead.
 func (*ConcludedPayload) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_safeconduct_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ConcludedPayload) GetState() SessionState {
@@ -1904,7 +2070,7 @@ const file_safeconduct_v1_peer_proto_rawDesc = "" +
 	"session_id\x18\x01 \x01(\fR\tsessionId\x127\n" +
 	"\amessage\x18\x02 \x01(\v2\x1d.safeconduct.v1.SealedMessageR\amessage\"K\n" +
 	"\x10ConcludeResponse\x127\n" +
-	"\amessage\x18\x01 \x01(\v2\x1d.safeconduct.v1.SealedMessageR\amessage\"\xf5\x04\n" +
+	"\amessage\x18\x01 \x01(\v2\x1d.safeconduct.v1.SealedMessageR\amessage\"\xe9\x06\n" +
 	"\x0eChannelPayload\x124\n" +
 	"\x02m1\x18\x01 \x01(\v2\".safeconduct.v1.MeasurementRequestH\x00R\x02m1\x120\n" +
 	"\x02m2\x18\x02 \x01(\v2\x1e.safeconduct.v1.DestinationLogH\x00R\x02m2\x12+\n" +
@@ -1917,7 +2083,10 @@ const file_safeconduct_v1_peer_proto_rawDesc = "" +
 	"\bconclude\x18\t \x01(\v2\x1f.safeconduct.v1.ConcludePayloadH\x00R\bconclude\x12@\n" +
 	"\tconcluded\x18\n" +
 	" \x01(\v2 .safeconduct.v1.ConcludedPayloadH\x00R\tconcluded\x123\n" +
-	"\arefusal\x18\v \x01(\v2\x17.safeconduct.v1.RefusalH\x00R\arefusalB\x06\n" +
+	"\arefusal\x18\v \x01(\v2\x17.safeconduct.v1.RefusalH\x00R\arefusal\x12R\n" +
+	"\x12attachment_request\x18\f \x01(\v2!.safeconduct.v1.AttachmentRequestH\x00R\x11attachmentRequest\x12L\n" +
+	"\x10attachment_piece\x18\r \x01(\v2\x1f.safeconduct.v1.AttachmentPieceH\x00R\x0fattachmentPiece\x12P\n" +
+	"\x11attachment_wanted\x18\x0e \x01(\v2!.safeconduct.v1.AttachmentRequestH\x00R\x10attachmentWantedB\x06\n" +
 	"\x04body\",\n" +
 	"\x12MeasurementRequest\x12\x16\n" +
 	"\x06nonce1\x18\x01 \x01(\fR\x06nonce1\";\n" +
@@ -1935,7 +2104,14 @@ const file_safeconduct_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"Comparison\x12\x16\n" +
 	"\x06nonce3\x18\x01 \x01(\fR\x06nonce3\x12\x16\n" +
-	"\x06nonce4\x18\x02 \x01(\fR\x06nonce4\"/\n" +
+	"\x06nonce4\x18\x02 \x01(\fR\x06nonce4\"?\n" +
+	"\x11AttachmentRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\"Q\n" +
+	"\x0fAttachmentPiece\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"/\n" +
 	"\n" +
 	"ArmPayload\x12!\n" +
 	"\fmigration_id\x18\x01 \x01(\tR\vmigrationId\"1\n" +
@@ -1973,7 +2149,7 @@ func file_safeconduct_v1_peer_proto_rawDescGZIP() []byte {
 	return file_safeconduct_v1_peer_proto_rawDescData
 }
 
-var file_safeconduct_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_safeconduct_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_safeconduct_v1_peer_proto_goTypes = []any{
 	(*HandshakeRequest)(nil),       // 0: safeconduct.v1.HandshakeRequest
 	(*HandshakeResponse)(nil),      // 1: safeconduct.v1.HandshakeResponse
@@ -1997,17 +2173,19 @@ var file_safeconduct_v1_peer_proto_goTypes = []any{
 	(*DestinationLog)(nil),         // 19: safeconduct.v1.DestinationLog
 	(*SourceLog)(nil),              // 20: safeconduct.v1.SourceLog
 	(*Comparison)(nil),             // 21: safeconduct.v1.Comparison
-	(*ArmPayload)(nil),             // 22: safeconduct.v1.ArmPayload
-	(*ArmedPayload)(nil),           // 23: safeconduct.v1.ArmedPayload
-	(*SecretPayload)(nil),          // 24: safeconduct.v1.SecretPayload
-	(*SecretStored)(nil),           // 25: safeconduct.v1.SecretStored
-	(*ConcludePayload)(nil),        // 26: safeconduct.v1.ConcludePayload
-	(*ConcludedPayload)(nil),       // 27: safeconduct.v1.ConcludedPayload
-	(Mode)(0),                      // 28: safeconduct.v1.Mode
-	(Role)(0),                      // 29: safeconduct.v1.Role
-	(Reason)(0),                    // 30: safeconduct.v1.Reason
-	(*Refusal)(nil),                // 31: safeconduct.v1.Refusal
-	(SessionState)(0),              // 32: safeconduct.v1.SessionState
+	(*AttachmentRequest)(nil),      // 22: safeconduct.v1.AttachmentRequest
+	(*AttachmentPiece)(nil),        // 23: safeconduct.v1.AttachmentPiece
+	(*ArmPayload)(nil),             // 24: safeconduct.v1.ArmPayload
+	(*ArmedPayload)(nil),           // 25: safeconduct.v1.ArmedPayload
+	(*SecretPayload)(nil),          // 26: safeconduct.v1.SecretPayload
+	(*SecretStored)(nil),           // 27: safeconduct.v1.SecretStored
+	(*ConcludePayload)(nil),        // 28: safeconduct.v1.ConcludePayload
+	(*ConcludedPayload)(nil),       // 29: safeconduct.v1.ConcludedPayload
+	(Mode)(0),                      // 30: safeconduct.v1.Mode
+	(Role)(0),                      // 31: safeconduct.v1.Role
+	(Reason)(0),                    // 32: safeconduct.v1.Reason
+	(*Refusal)(nil),                // 33: safeconduct.v1.Refusal
+	(SessionState)(0),              // 34: safeconduct.v1.SessionState
 }
 var file_safeconduct_v1_peer_proto_depIdxs = []int32{
 	2,  // 0: safeconduct.v1.HandshakeRequest.frame:type_name -> safeconduct.v1.Frame
@@ -2019,9 +2197,9 @@ var file_safeconduct_v1_peer_proto_depIdxs = []int32{
 	7,  // 6: safeconduct.v1.Frame.confirm:type_name -> safeconduct.v1.Confirm
 	8,  // 7: safeconduct.v1.Frame.sealed:type_name -> safeconduct.v1.SealedMessage
 	9,  // 8: safeconduct.v1.Frame.refused:type_name -> safeconduct.v1.Refused
-	28, // 9: safeconduct.v1.Open.mode:type_name -> safeconduct.v1.Mode
-	29, // 10: safeconduct.v1.Open.dialler_role:type_name -> safeconduct.v1.Role
-	30, // 11: safeconduct.v1.Refused.reason:type_name -> safeconduct.v1.Reason
+	30, // 9: safeconduct.v1.Open.mode:type_name -> safeconduct.v1.Mode
+	31, // 10: safeconduct.v1.Open.dialler_role:type_name -> safeconduct.v1.Role
+	32, // 11: safeconduct.v1.Refused.reason:type_name -> safeconduct.v1.Reason
 	8,  // 12: safeconduct.v1.PeerServiceArmRequest.message:type_name -> safeconduct.v1.SealedMessage
 	8,  // 13: safeconduct.v1.PeerServiceArmResponse.message:type_name -> safeconduct.v1.SealedMessage
 	8,  // 14: safeconduct.v1.TransferRequest.message:type_name -> safeconduct.v1.SealedMessage
@@ -2032,30 +2210,33 @@ var file_safeconduct_v1_peer_proto_depIdxs = []int32{
 	19, // 19: safeconduct.v1.ChannelPayload.m2:type_name -> safeconduct.v1.DestinationLog
 	20, // 20: safeconduct.v1.ChannelPayload.m3:type_name -> safeconduct.v1.SourceLog
 	21, // 21: safeconduct.v1.ChannelPayload.m4:type_name -> safeconduct.v1.Comparison
-	22, // 22: safeconduct.v1.ChannelPayload.arm:type_name -> safeconduct.v1.ArmPayload
-	23, // 23: safeconduct.v1.ChannelPayload.armed:type_name -> safeconduct.v1.ArmedPayload
-	24, // 24: safeconduct.v1.ChannelPayload.secret:type_name -> safeconduct.v1.SecretPayload
-	25, // 25: safeconduct.v1.ChannelPayload.secret_stored:type_name -> safeconduct.v1.SecretStored
-	26, // 26: safeconduct.v1.ChannelPayload.conclude:type_name -> safeconduct.v1.ConcludePayload
-	27, // 27: safeconduct.v1.ChannelPayload.concluded:type_name -> safeconduct.v1.ConcludedPayload
-	31, // 28: safeconduct.v1.ChannelPayload.refusal:type_name -> safeconduct.v1.Refusal
-	18, // 29: safeconduct.v1.DestinationLog.log:type_name -> safeconduct.v1.SignedLog
-	18, // 30: safeconduct.v1.SourceLog.log:type_name -> safeconduct.v1.SignedLog
-	31, // 31: safeconduct.v1.ConcludePayload.refusal:type_name -> safeconduct.v1.Refusal
-	32, // 32: safeconduct.v1.ConcludedPayload.state:type_name -> safeconduct.v1.SessionState
-	0,  // 33: safeconduct.v1.PeerService.Handshake:input_type -> safeconduct.v1.HandshakeRequest
-	10, // 34: safeconduct.v1.PeerService.Arm:input_type -> safeconduct.v1.PeerServiceArmRequest
-	12, // 35: safeconduct.v1.PeerService.Transfer:input_type -> safeconduct.v1.TransferRequest
-	14, // 36: safeconduct.v1.PeerService.Conclude:input_type -> safeconduct.v1.ConcludeRequest
-	1,  // 37: safeconduct.v1.PeerService.Handshake:output_type -> safeconduct.v1.HandshakeResponse
-	11, // 38: safeconduct.v1.PeerService.Arm:output_type -> safeconduct.v1.PeerServiceArmResponse
-	13, // 39: safeconduct.v1.PeerService.Transfer:output_type -> safeconduct.v1.TransferResponse
-	15, // 40: safeconduct.v1.PeerService.Conclude:output_type -> safeconduct.v1.ConcludeResponse
-	37, // [37:41] is the sub-list for method output_type
-	33, // [33:37] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	24, // 22: safeconduct.v1.ChannelPayload.arm:type_name -> safeconduct.v1.ArmPayload
+	25, // 23: safeconduct.v1.ChannelPayload.armed:type_name -> safeconduct.v1.ArmedPayload
+	26, // 24: safeconduct.v1.ChannelPayload.secret:type_name -> safeconduct.v1.SecretPayload
+	27, // 25: safeconduct.v1.ChannelPayload.secret_stored:type_name -> safeconduct.v1.SecretStored
+	28, // 26: safeconduct.v1.ChannelPayload.conclude:type_name -> safeconduct.v1.ConcludePayload
+	29, // 27: safeconduct.v1.ChannelPayload.concluded:type_name -> safeconduct.v1.ConcludedPayload
+	33, // 28: safeconduct.v1.ChannelPayload.refusal:type_name -> safeconduct.v1.Refusal
+	22, // 29: safeconduct.v1.ChannelPayload.attachment_request:type_name -> safeconduct.v1.AttachmentRequest
+	23, // 30: safeconduct.v1.ChannelPayload.attachment_piece:type_name -> safeconduct.v1.AttachmentPiece
+	22, // 31: safeconduct.v1.ChannelPayload.attachment_wanted:type_name -> safeconduct.v1.AttachmentRequest
+	18, // 32: safeconduct.v1.DestinationLog.log:type_name -> safeconduct.v1.SignedLog
+	18, // 33: safeconduct.v1.SourceLog.log:type_name -> safeconduct.v1.SignedLog
+	33, // 34: safeconduct.v1.ConcludePayload.refusal:type_name -> safeconduct.v1.Refusal
+	34, // 35: safeconduct.v1.ConcludedPayload.state:type_name -> safeconduct.v1.SessionState
+	0,  // 36: safeconduct.v1.PeerService.Handshake:input_type -> safeconduct.v1.HandshakeRequest
+	10, // 37: safeconduct.v1.PeerService.Arm:input_type -> safeconduct.v1.PeerServiceArmRequest
+	12, // 38: safeconduct.v1.PeerService.Transfer:input_type -> safeconduct.v1.TransferRequest
+	14, // 39: safeconduct.v1.PeerService.Conclude:input_type -> safeconduct.v1.ConcludeRequest
+	1,  // 40: safeconduct.v1.PeerService.Handshake:output_type -> safeconduct.v1.HandshakeResponse
+	11, // 41: safeconduct.v1.PeerService.Arm:output_type -> safeconduct.v1.PeerServiceArmResponse
+	13, // 42: safeconduct.v1.PeerService.Transfer:output_type -> safeconduct.v1.TransferResponse
+	15, // 43: safeconduct.v1.PeerService.Conclude:output_type -> safeconduct.v1.ConcludeResponse
+	40, // [40:44] is the sub-list for method output_type
+	36, // [36:40] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_peer_proto_init() }
@@ -2085,6 +2266,9 @@ func file_safeconduct_v1_peer_proto_init() {
 		(*ChannelPayload_Conclude)(nil),
 		(*ChannelPayload_Concluded)(nil),
 		(*ChannelPayload_Refusal)(nil),
+		(*ChannelPayload_AttachmentRequest)(nil),
+		(*ChannelPayload_AttachmentPiece)(nil),
+		(*ChannelPayload_AttachmentWanted)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2092,7 +2276,7 @@ func file_safeconduct_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_peer_proto_rawDesc), len(file_safeconduct_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
