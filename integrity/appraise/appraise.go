@@ -101,7 +101,7 @@ func (v *Verdict) entries(log *v1.IntegrityLog, refs *ReferenceValues) {
 		name := e.GetName()
 		ref, listed := refs.Files[name]
 		switch {
-		case !listed && refs.Unlisted == UnlistedReport:
+		case !listed && (refs.Unlisted == UnlistedReport || e.GetInformation()):
 			v.Unjudged = append(v.Unjudged, name)
 		case !listed:
 			v.against(Mismatch{

@@ -226,6 +226,23 @@ func TestUnlistedEntriesAreReportedIfPolicySaysSo(t *testing.T) {
 	}
 }
 
+func TestInformationIsJudgedOnlyIfItIsListed(t *testing.T) {
+	told := golden()
+	cpu := entry("cpu", 9)
+	cpu.Information = true
+	told.Entries = append([]*v1.IntegrityEntry{cpu}, told.Entries...)
+	refs, err := Generate(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refs.TPM.Required = new(bool)
+	if v := Appraise(told, refs, expect()); !v.Accepted() || !slices.Equal(v.Unjudged, []string{"cpu"}) {
+		t.Errorf("verdict %+v", v)
+	}
+	refs.Files["cpu"] = File{SHA256: []Digest{digest(8)}}
+	onlyMismatch(t, Appraise(told, refs, expect()), "cpu", KindDigest)
+}
+
 func TestAnEntryThatIsNotRequiredMayBeMissingButNotWrong(t *testing.T) {
 	refs := withoutTPM(t)
 	f := refs.Files["vmm/swtpm"]

@@ -108,6 +108,9 @@ func Generate(log *v1.IntegrityLog) (*ReferenceValues, error) {
 	}
 	r := &ReferenceValues{Files: map[string]File{}}
 	for _, e := range log.GetEntries() {
+		if e.GetInformation() {
+			continue
+		}
 		if e.GetAbsent() != "" {
 			r.Files[e.GetName()] = File{AllowAbsent: true}
 			continue

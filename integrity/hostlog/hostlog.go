@@ -31,6 +31,8 @@ const (
 	MaxHost = 253
 	// MaxPath is Linux's PATH_MAX.
 	MaxPath = 4096
+	// MaxText bounds the text that is carried beside its digest.
+	MaxText = 4096
 	// MaxAbsent bounds the reason for which a digest is missing.
 	MaxAbsent = 1024
 	// MaxPCR is the highest PCR of the PC Client platform.
@@ -38,6 +40,20 @@ const (
 	// MaxTPMStructure bounds each structure of a TPM quote, in bytes: a TPM's command buffer is 4096 bytes.
 	MaxTPMStructure = 4096
 )
+
+// MaxAttachment bounds one attachment, in bytes: an IMA list of 200,000 entries has about 30 MB.
+const MaxAttachment = 48 << 20
+
+// Names of attachments.
+const (
+	// AttachmentBoot is the firmware's event log (TCG PC Client Platform Firmware Profile, crypto-agile format).
+	AttachmentBoot = "boot"
+	// AttachmentIMA is the kernel's binary measurement list.
+	AttachmentIMA = "ima"
+)
+
+// AttachmentNames are all that there are, sorted.
+func AttachmentNames() []string { return []string{AttachmentBoot, AttachmentIMA} }
 
 // Names of the only digest algorithm and PCR bank of version 1, and the size of both, in bytes.
 const (
@@ -65,11 +81,12 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// Build makes the bytes of a log. They are to be signed and sent as they are, and never marshalled again. Entries must be sorted by
-// name; quote is nil on a host without a TPM. The error is an *Error.
-func Build(host string, measuredAt time.Time, entries []*v1.IntegrityEntry, quote *v1.TpmQuote) ([]byte, error) {
+// Build makes the bytes of a log. They are to be signed and sent as they are, and never marshalled again. Entries and attachments must be sorted
+// by name; quote is nil on a host without a TPM, which has no attachments either: only a TPM vouches for them. The error is an *Error.
+func Build(host string, measuredAt time.Time, entries []*v1.IntegrityEntry, quote *v1.TpmQuote, attachments ...*v1.Attachment) ([]byte, error) {
 	log := &v1.IntegrityLog{
 		Version: Version, Host: host, MeasuredAt: timestamppb.New(measuredAt.UTC()), Entries: entries, TpmQuote: quote,
+		Attachments: attachments,
 	}
 	if err := Validate(log); err != nil {
 		return nil, err

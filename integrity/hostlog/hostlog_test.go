@@ -101,6 +101,14 @@ func TestALogThatBreaksARuleIsRefusedOnBothSides(t *testing.T) {
 		"a PCR twice":                       {func(l *log) { l.TpmQuote.Pcrs[1].Index = 0 }, "tpm_quote.pcrs[1].index"},
 		"the SHA-1 bank":                    {func(l *log) { l.TpmQuote.Pcrs[0].Bank = "sha1" }, "tpm_quote.pcrs[0].bank"},
 		"a PCR value of 20 bytes":           {func(l *log) { l.TpmQuote.Pcrs[0].Value = make([]byte, 20) }, "tpm_quote.pcrs[0].value"},
+		"a text that was not hashed":        {func(l *log) { l.Entries[1].Text = "quiet" }, "entries[1].text"},
+		"a text beside an absence":          {func(l *log) { l.Entries[0].Text = "x" }, "entries[0]"},
+		"an endless text":                   {func(l *log) { l.Entries[1].Text = long }, "entries[1].text"},
+		"an attachment without a TPM":       {func(l *log) { l.TpmQuote, l.Attachments = nil, []*v1.Attachment{{Name: "ima", Size: 1}} }, "attachments[0]"},
+		"an attachment of no name":          {func(l *log) { l.Attachments = []*v1.Attachment{{Size: 1}} }, "attachments[0].name"},
+		"an empty attachment":               {func(l *log) { l.Attachments = []*v1.Attachment{{Name: "ima"}} }, "attachments[0].size"},
+		"an endless attachment":             {func(l *log) { l.Attachments = []*v1.Attachment{{Name: "ima", Size: 1 << 40}} }, "attachments[0].size"},
+		"attachments out of order":          {func(l *log) { l.Attachments = []*v1.Attachment{{Name: "ima", Size: 1}, {Name: "boot", Size: 1}} }, "attachments[1].name"},
 		"too many entries": {func(l *log) {
 			l.Entries = nil
 			for i := range MaxEntries + 1 {
@@ -125,7 +133,7 @@ func TestALogThatBreaksARuleIsRefusedOnBothSides(t *testing.T) {
 			if l.GetVersion() != Version || l.GetMeasuredAt() == nil {
 				return // Build sets these itself
 			}
-			if raw, e := Build(l.GetHost(), l.GetMeasuredAt().AsTime(), l.GetEntries(), l.GetTpmQuote()); e == nil && tc.field != "measured_at" {
+			if raw, e := Build(l.GetHost(), l.GetMeasuredAt().AsTime(), l.GetEntries(), l.GetTpmQuote(), l.GetAttachments()...); e == nil && tc.field != "measured_at" {
 				t.Errorf("Build made %d bytes of it", len(raw))
 			}
 		})

@@ -1,7 +1,10 @@
 package hostlog
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strconv"
 	"unicode"
 	"unicode/utf8"
@@ -42,10 +45,35 @@ func Validate(log *v1.IntegrityLog) error {
 		}
 		previous = e.GetName()
 	}
+	if err := validateAttachments(log); err != nil {
+		return err
+	}
 	if log.GetTpmQuote() == nil {
 		return nil
 	}
 	return validateQuote(log.GetTpmQuote())
+}
+
+func validateAttachments(log *v1.IntegrityLog) error {
+	previous := ""
+	for i, a := range log.GetAttachments() {
+		field := fmt.Sprintf("attachments[%d]", i)
+		if err := knownFieldsOnly(field, a); err != nil {
+			return err
+		}
+		switch {
+		case log.GetTpmQuote() == nil:
+			return &Error{Field: field, Found: "an attachment without a TPM quote", Expected: "a quote that covers it"}
+		case !slices.Contains(AttachmentNames(), a.GetName()):
+			return &Error{Field: field + ".name", Found: quoted(a.GetName()), Expected: fmt.Sprintf("one of %v", AttachmentNames())}
+		case a.GetName() <= previous:
+			return &Error{Field: field + ".name", Found: a.GetName() + " after " + previous, Expected: "names sorted and unique"}
+		case a.GetSize() == 0 || a.GetSize() > MaxAttachment:
+			return &Error{Field: field + ".size", Found: strconv.FormatUint(a.GetSize(), 10), Expected: fmt.Sprintf("1 to %d bytes", MaxAttachment)}
+		}
+		previous = a.GetName()
+	}
+	return nil
 }
 
 // validateEntry checks one entry: either a digest and the size of what was hashed, or the reason why there is none.
@@ -62,14 +90,17 @@ func validateEntry(field string, e *v1.IntegrityEntry) error {
 	if err := text(field+".absent", e.GetAbsent(), 0, MaxAbsent); err != nil {
 		return err
 	}
+	if err := text(field+".text", e.GetText(), 0, MaxText); err != nil {
+		return err
+	}
 	switch e.GetProvenance() {
 	case v1.Provenance_PROVENANCE_ENCLAVE_READ, v1.Provenance_PROVENANCE_TPM_BACKED:
 	default:
 		return &Error{Field: field + ".provenance", Found: e.GetProvenance().String(), Expected: "a provenance that this version knows"}
 	}
 	if e.GetAbsent() != "" {
-		if len(e.GetDigest()) != 0 || e.GetDigestAlgorithm() != "" || e.GetSize() != 0 {
-			return &Error{Field: field, Found: "a digest, its algorithm or a size beside a reason for absence", Expected: "one or the other"}
+		if len(e.GetDigest()) != 0 || e.GetDigestAlgorithm() != "" || e.GetSize() != 0 || e.GetText() != "" {
+			return &Error{Field: field, Found: "a digest, its algorithm, a size or a text beside a reason for absence", Expected: "one or the other"}
 		}
 		return nil
 	}
@@ -78,6 +109,9 @@ func validateEntry(field string, e *v1.IntegrityEntry) error {
 	}
 	if n := len(e.GetDigest()); n != DigestSize {
 		return &Error{Field: field + ".digest", Found: fmt.Sprintf("%d bytes", n), Expected: fmt.Sprintf("%d bytes, or a reason for absence", DigestSize)}
+	}
+	if sum := sha256.Sum256([]byte(e.GetText())); e.GetText() != "" && !bytes.Equal(sum[:], e.GetDigest()) {
+		return &Error{Field: field + ".text", Found: "a text of another digest", Expected: "the text that was hashed"}
 	}
 	return nil
 }

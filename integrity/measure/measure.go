@@ -8,10 +8,12 @@ package measure
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
@@ -28,7 +30,20 @@ const (
 	KindKernelImage Kind = "kernel-image"
 	// KindKernelModules is one entry for each module of KernelModules that the running kernel has, named NAME/MODULE.
 	KindKernelModules Kind = "kernel-modules"
+	// KindKernelCommandLine is the text of /proc/cmdline.
+	KindKernelCommandLine Kind = "kernel-command-line"
+	// KindProgram is the ELF file at Path, its interpreter and every shared library that they ask for, named NAME and NAME/lib/SONAME.
+	KindProgram Kind = "program"
+	// KindTree is everything under the directory at Path, as one digest; see tree.go.
+	KindTree Kind = "tree"
+	// KindCPU is the processor's microcode and what the kernel says of its vulnerabilities, for information.
+	KindCPU Kind = "cpu"
 )
+
+// kinds lists them all, in the order of a message.
+func kinds() []Kind {
+	return []Kind{KindFile, KindProgram, KindTree, KindKernelImage, KindKernelModules, KindKernelCommandLine, KindCPU}
+}
 
 // DefaultMaxFileSize bounds a measured file, in bytes.
 const DefaultMaxFileSize = 1 << 30
@@ -38,7 +53,7 @@ type Item struct {
 	// Name of its entry in the log; see hostlog.ValidName.
 	Name string
 	Kind Kind
-	// Path on the host; KindFile only, and absolute.
+	// Path on the host, absolute; KindFile, KindProgram and KindTree only.
 	Path string
 }
 
@@ -91,15 +106,18 @@ func New(c Config) (*Measurer, error) {
 
 // checkItems refuses what could not be told apart in the log. All names that a list of modules can give are taken.
 func checkItems(items []Item) error {
-	taken := map[string]string{}
+	taken, programs := map[string]string{}, map[string]string{}
 	for _, it := range items {
+		if it.Kind == KindProgram {
+			programs[it.Name] = it.Name
+		}
 		names := []string{it.Name}
 		switch it.Kind {
-		case KindFile:
+		case KindFile, KindProgram, KindTree:
 			if !filepath.IsAbs(it.Path) {
 				return fmt.Errorf("%w: item %q: path: found %q, expected an absolute path", ErrConfig, it.Name, it.Path)
 			}
-		case KindKernelImage, KindKernelModules:
+		case KindKernelImage, KindKernelModules, KindKernelCommandLine, KindCPU:
 			if it.Path != "" {
 				return fmt.Errorf("%w: item %q: path: found %q, expected none: the running release decides", ErrConfig, it.Name, it.Path)
 			}
@@ -109,7 +127,7 @@ func checkItems(items []Item) error {
 				}
 			}
 		default:
-			return fmt.Errorf("%w: item %q: kind: found %q, expected %s, %s or %s", ErrConfig, it.Name, it.Kind, KindFile, KindKernelImage, KindKernelModules)
+			return fmt.Errorf("%w: item %q: kind: found %q, expected one of %v", ErrConfig, it.Name, it.Kind, kinds())
 		}
 		for _, name := range names {
 			if !hostlog.ValidName(name) {
@@ -119,6 +137,16 @@ func checkItems(items []Item) error {
 				return fmt.Errorf("%w: name %q: found in items %q and %q, expected in one", ErrConfig, name, other, it.Name)
 			}
 			taken[name] = it.Name
+		}
+	}
+	for name, item := range taken {
+		for i, c := range name {
+			if c != '/' {
+				continue
+			}
+			if program, ok := programs[name[:i]]; ok && strings.HasPrefix(name[i:], "/lib/") {
+				return fmt.Errorf("%w: name %q of item %q: found under item %q, expected elsewhere: its libraries have these names", ErrConfig, name, item, program)
+			}
 		}
 	}
 	if len(taken) > hostlog.MaxEntries {
@@ -147,8 +175,20 @@ func (m *Measurer) Measure(ctx context.Context) ([]*v1.IntegrityEntry, error) {
 		}
 		entries = append(entries, found...)
 	}
+	if len(entries) > hostlog.MaxEntries {
+		return nil, fmt.Errorf("measure: %d entries, more than the %d of a log: measure fewer programs", len(entries), hostlog.MaxEntries)
+	}
 	slices.SortFunc(entries, func(a, b *v1.IntegrityEntry) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	return entries, nil
+}
+
+// asText is the entry of a short text that is its own source.
+func asText(name, path, content string) *v1.IntegrityEntry {
+	sum := sha256.Sum256([]byte(content))
+	return &v1.IntegrityEntry{
+		Name: name, Path: path, DigestAlgorithm: hostlog.SHA256, Digest: sum[:],
+		Provenance: v1.Provenance_PROVENANCE_ENCLAVE_READ, Size: uint64(len(content)), Text: content,
+	}
 }
 
 func (m *Measurer) item(ctx context.Context, it Item) ([]*v1.IntegrityEntry, error) {
@@ -157,6 +197,14 @@ func (m *Measurer) item(ctx context.Context, it Item) ([]*v1.IntegrityEntry, err
 		return m.kernelImage(ctx, it.Name)
 	case KindKernelModules:
 		return m.kernelModules(ctx, it.Name)
+	case KindKernelCommandLine:
+		return m.commandLine(it.Name)
+	case KindCPU:
+		return m.cpu(it.Name)
+	case KindProgram:
+		return m.program(ctx, it.Name, it.Path)
+	case KindTree:
+		return m.tree(ctx, it.Name, it.Path)
 	default:
 		e, err := m.file(ctx, it.Name, it.Path)
 		return []*v1.IntegrityEntry{e}, err

@@ -499,7 +499,11 @@ type IntegrityEntry struct {
 	// Why there is no digest ("no such file"), for what this host does not have.
 	Absent string `protobuf:"bytes,6,opt,name=absent,proto3" json:"absent,omitempty"`
 	// Size in bytes of what was hashed.
-	Size          uint64 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	Size uint64 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	// The hashed text itself, where it is short and an operator wants to read it: the kernel's command line, the microcode. At most 4096 bytes.
+	Text string `protobuf:"bytes,8,opt,name=text,proto3" json:"text,omitempty"`
+	// For information: it is judged only if the reference values name it.
+	Information   bool `protobuf:"varint,9,opt,name=information,proto3" json:"information,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -581,6 +585,20 @@ func (x *IntegrityEntry) GetSize() uint64 {
 		return x.Size
 	}
 	return 0
+}
+
+func (x *IntegrityEntry) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *IntegrityEntry) GetInformation() bool {
+	if x != nil {
+		return x.Information
+	}
+	return false
 }
 
 // TpmQuote is a TPM 2.0 quote with the PCR values it covers (TPM 2.0 Library, Part 3, section 18.4, TPM2_Quote).
@@ -745,7 +763,7 @@ const file_safeconduct_v1_integrity_proto_rawDesc = "" +
 	"\n" +
 	"Attachment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x04R\x04size\"\xe3\x01\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\x99\x02\n" +
 	"\x0eIntegrityEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12)\n" +
@@ -755,7 +773,9 @@ const file_safeconduct_v1_integrity_proto_rawDesc = "" +
 	"provenance\x18\x05 \x01(\x0e2\x1a.safeconduct.v1.ProvenanceR\n" +
 	"provenance\x12\x16\n" +
 	"\x06absent\x18\x06 \x01(\tR\x06absent\x12\x12\n" +
-	"\x04size\x18\a \x01(\x04R\x04size\"\x8b\x01\n" +
+	"\x04size\x18\a \x01(\x04R\x04size\x12\x12\n" +
+	"\x04text\x18\b \x01(\tR\x04text\x12 \n" +
+	"\vinformation\x18\t \x01(\bR\vinformation\"\x8b\x01\n" +
 	"\bTpmQuote\x12\x16\n" +
 	"\x06attest\x18\x01 \x01(\fR\x06attest\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x1b\n" +

@@ -115,9 +115,11 @@ type Integrity struct {
 // Item is one thing to measure.
 type Item struct {
 	Name string `yaml:"name" validate:"required,max=128"`
-	// Kind is "file", "kernel-image" or "kernel-modules".
-	Kind string `yaml:"kind" validate:"required,oneof=file kernel-image kernel-modules"`
-	Path string `yaml:"path" validate:"required_if=Kind file,omitempty,startswith=/"`
+	// Kind is one of those of package integrity/measure: "file", "program" (with its shared libraries), "tree" (a directory), "kernel-image",
+	// "kernel-modules", "kernel-command-line" or "cpu".
+	Kind string `yaml:"kind" validate:"required,oneof=file program tree kernel-image kernel-modules kernel-command-line cpu"`
+	// Path of a file, program or tree.
+	Path string `yaml:"path" validate:"required_if=Kind file,required_if=Kind program,required_if=Kind tree,omitempty,startswith=/"`
 }
 
 // Sessions bounds sessions; see session.Limits for the defaults.
