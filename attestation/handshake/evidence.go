@@ -18,6 +18,7 @@ type keptLog struct {
 	raw        []byte // nil if it was too large to keep
 	qualifying [32]byte
 	at         time.Time
+	next       any // what the appraiser wants to know of it later
 }
 
 // Rejudge judges the peer again: its quote by evidence and, if logs is not nil, its last log by logs. What changed since it was accepted is the

@@ -99,6 +99,9 @@ type LogClaim struct {
 	At time.Time
 	// Fetch is nil when the peer cannot be asked, because its log is judged again after the exchange.
 	Fetch Fetch
+	// Previous is what the last accepted appraisal in this session left in Next: nil for the first. An appraiser uses it to see that a host
+	// shown again is the one shown before, grown older.
+	Previous, Next any
 }
 
 // LogAppraiser judges a peer's log against reference values. Its errors are refusals.

@@ -327,12 +327,17 @@ func (s *Session) appraiseLog(ctx context.Context, e *exchange, signed *v1.Signe
 		return digest, violation("the peer's log is not signed by its enclave for this exchange")
 	}
 	kept := keptLog{qualifying: Qualifying(role, s.th2, nonce), at: s.node.Now()}
-	e.appraised, err = s.node.Reference.AppraiseLog(ctx, &LogClaim{
-		Raw: log, Qualifying: kept.qualifying, Host: s.PeerHost(), Platform: s.peerPlatform, Peer: s.peerNow(), At: kept.at, Fetch: fetch,
-	})
+	s.mu.Lock()
+	claim := &LogClaim{
+		Raw: log, Qualifying: kept.qualifying, Host: s.PeerHost(), Platform: s.peerPlatform, Peer: s.peer, At: kept.at, Fetch: fetch,
+		Previous: s.kept.next,
+	}
+	s.mu.Unlock()
+	e.appraised, err = s.node.Reference.AppraiseLog(ctx, claim)
 	if err != nil {
 		return digest, err
 	}
+	kept.next = claim.Next
 	if len(log) <= maxKeptLog {
 		kept.raw = log
 	}

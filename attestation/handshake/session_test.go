@@ -131,6 +131,26 @@ func TestARenewedExchangeGivesBothSidesNewKeys(t *testing.T) {
 	}
 }
 
+func TestAnAppraiserIsToldWhatItSawBefore(t *testing.T) {
+	var seen []any
+	p := newPair()
+	p.src.appraise = func(c *LogClaim) error {
+		seen = append(seen, c.Previous)
+		c.Next = len(seen)
+		return nil
+	}
+	p.run(t, v1.Role_ROLE_SOURCE, nil)
+	exchange := func(m *v1.ChannelPayload) (*v1.ChannelPayload, error) { return p.d.AnswerExchange(t.Context(), m) }
+	for range 2 {
+		if err := p.s.Renew(t.Context(), p.wire(exchange)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(seen) != 3 || seen[0] != nil || seen[1] != 1 || seen[2] != 2 {
+		t.Errorf("saw %v", seen)
+	}
+}
+
 func TestARenewalCanRefuse(t *testing.T) {
 	p := established(t)
 	p.dst.refuseLog = refusal.New(v1.Reason_REASON_INTEGRITY_MISMATCH, "a module changed")
