@@ -28,6 +28,9 @@ type Expectation struct {
 	AKPublic []byte
 	// Now is this node's time.
 	Now time.Time
+	// Previous is what the TPM said when this host was last accepted in the same session; nil for the first time. A TPM that was reset
+	// or whose clock went back since then has lost what it measured.
+	Previous *tpmquote.Statement
 	// MaxAge bounds the distance between Now and the time of the log, either way: the clock of the log is the other host's. Zero accepts none.
 	MaxAge time.Duration
 }
@@ -170,7 +173,24 @@ func (v *Verdict) tpm(q *v1.TpmQuote, refs *ReferenceValues, want Expectation) {
 		return
 	}
 	v.TPM = statement
+	v.continuity(statement, want.Previous)
 	v.pcrs(statement, refs)
+}
+
+// continuity compares the TPM's counters with those of the last accepted quote by the same key. For a key outside the endorsement hierarchy the TPM
+// adds a constant of its own to the two counts (TPM 2.0 Library, Part 1, section 36.7), so only their being equal says something.
+func (v *Verdict) continuity(now, before *tpmquote.Statement) {
+	if before == nil {
+		return
+	}
+	found := fmt.Sprintf("reset %d, restart %d, clock %d ms", now.ResetCount, now.RestartCount, now.Clock)
+	expected := fmt.Sprintf("reset %d, restart %d, clock %d ms or later", before.ResetCount, before.RestartCount, before.Clock)
+	if now.ResetCount != before.ResetCount || now.RestartCount != before.RestartCount || now.Clock < before.Clock {
+		v.against(Mismatch{
+			Item: "tpm", Kind: KindTPMReset, Found: found, Expected: expected,
+			Remedy: "the host or its TPM was restarted since it was accepted: establish a new session",
+		})
+	}
 }
 
 func quoteMismatch(err error) Mismatch {

@@ -154,6 +154,26 @@ func TestAHostWithARealTPMIsAcceptedAndEachSingleChangeRefused(t *testing.T) {
 	quote("a PCR value is altered", func(l *v1.IntegrityLog, _ *Expectation) { l.TpmQuote.Pcrs[2].Value[0] ^= 1 }, tpmquote.CheckPCRDigest)
 	quote("a PCR is left out", func(l *v1.IntegrityLog, _ *Expectation) { l.TpmQuote.Pcrs = l.TpmQuote.Pcrs[1:] }, tpmquote.CheckSelection)
 
+	// What changed since it was accepted before.
+	first := Appraise(good, refs, want).TPM
+	again := want
+	again.Previous = first
+	if v := Appraise(m.log(t, qualifying), refs, again); !v.Accepted() {
+		t.Errorf("the same host again: %v", v.Err())
+	}
+	for name, change := range map[string]func(*tpmquote.Statement){
+		"the TPM was reset":       func(s *tpmquote.Statement) { s.ResetCount-- },
+		"the TPM was resumed":     func(s *tpmquote.Statement) { s.RestartCount-- },
+		"its clock has gone back": func(s *tpmquote.Statement) { s.Clock += 1 << 32 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, w := *first, want
+			change(&before)
+			w.Previous = &before
+			onlyMismatch(t, Appraise(m.log(t, qualifying), refs, w), "tpm", KindTPMReset)
+		})
+	}
+
 	t.Run("the quote is taken out", func(t *testing.T) {
 		l := proto.CloneOf(good)
 		l.TpmQuote = nil

@@ -36,6 +36,8 @@ const (
 	KindTPMNotEnrolled Kind = "tpm_not_enrolled"
 	// KindTPMQuote: the quote does not verify; Mismatch.Cause is a *tpmquote.Error. Item: "tpm".
 	KindTPMQuote Kind = "tpm_quote"
+	// KindTPMReset: the TPM was reset, or resumed, since the host was last accepted in this session. Item: "tpm".
+	KindTPMReset Kind = "tpm_reset"
 	// KindPCR: a PCR has a value that is not accepted, or is not in the quote. Item: "pcr/" and its index.
 	KindPCR Kind = "pcr"
 )
@@ -49,7 +51,7 @@ func (k Kind) Reason() v1.Reason {
 		return v1.Reason_REASON_POLICY_REFUSED
 	case KindStale:
 		return v1.Reason_REASON_INTEGRITY_STALE
-	case KindTPMMissing, KindTPMNotEnrolled, KindTPMQuote:
+	case KindTPMMissing, KindTPMNotEnrolled, KindTPMQuote, KindTPMReset:
 		return v1.Reason_REASON_TPM_QUOTE_INVALID
 	default:
 		return v1.Reason_REASON_INTEGRITY_MISMATCH
