@@ -39,6 +39,8 @@ type Policy struct {
 	// vouches for may then answer under any host's name.
 	Enrolment string     `json:"enrolment,omitempty"`
 	Platforms []Platform `json:"platforms"`
+	// ExportedKeys are the purposes for which a key may leave the enclave: "tunnel" for the whole migration stream. None by default.
+	ExportedKeys []string `json:"exported_keys,omitempty"`
 	// Integrity holds the reference values for hosts' logs.
 	Integrity appraise.ReferenceValues `json:"integrity"`
 }
@@ -201,6 +203,11 @@ func (p *Policy) check() error {
 	if p.Enrolment != "" && p.Enrolment != "required" && p.Enrolment != "none" {
 		return fmt.Errorf("enrolment is %q, not \"required\" or \"none\"", p.Enrolment)
 	}
+	for i, purpose := range p.ExportedKeys {
+		if purpose != ExportTunnel {
+			return fmt.Errorf("exported_keys[%d] is %q, not %q: no other key may leave the enclave", i, purpose, ExportTunnel)
+		}
+	}
 	if err := p.Integrity.Validate(); err != nil {
 		return fmt.Errorf("integrity: %w", err)
 	}
@@ -247,6 +254,12 @@ func (p *Policy) Enrolled(host string) (Platform, bool) {
 	}
 	return p.Platforms[i], true
 }
+
+// ExportTunnel is the purpose of keys for safeconduct-tunnel, which carries the whole migration stream.
+const ExportTunnel = "tunnel"
+
+// Exports says whether keys for a purpose may leave the enclave.
+func (p *Policy) Exports(purpose string) bool { return slices.Contains(p.ExportedKeys, purpose) }
 
 // AcceptsStatus says whether a converged TCB status is accepted.
 func (p *Policy) AcceptsStatus(status string) bool {

@@ -79,6 +79,7 @@ func TestABadPolicyIsRefusedWithTheKey(t *testing.T) {
 		"a window that never opens":      {`"not_before": "2026-11-01T00:00:00Z"`, `"not_before": "2026-11-01T00:00:00Z", "not_after": "2026-11-01T00:00:00Z"`, "not_after is not after"},
 		"a status that does not exist":   {`"SWHardeningNeeded"`, `"Fine"`, `"Fine" is not one of`},
 		"revoked as an accepted status":  {`"SWHardeningNeeded"`, `"Revoked"`, `"Revoked" is not one of`},
+		"a key that is never exported":   {`"platforms"`, `"exported_keys": ["state"], "platforms"`, `exported_keys[0] is "state"`},
 		"an unknown enrolment":           {`"platforms"`, `"enrolment": "maybe", "platforms"`, `enrolment is "maybe"`},
 		"a host enrolled twice":          {`"tpm_key": "0011"}`, `"tpm_key": "0011"}, {"host": "compute1", "platform_id": "` + strings.Repeat("cd", 32) + `"}`, "host compute1 is listed twice"},
 		"a platform under two names":     {`"tpm_key": "0011"}`, `"tpm_key": "0011"}, {"host": "compute2", "platform_id": "` + d32 + `"}`, "platform_id is listed twice"},

@@ -31,6 +31,8 @@ type Expectation struct {
 	// Previous is what the TPM said when this host was last accepted in the same session; nil for the first time. A TPM that was reset
 	// or whose clock went back since then has lost what it measured.
 	Previous *tpmquote.Statement
+	// Fetch brings the log's attachments; nil when they cannot be had any more.
+	Fetch Fetch
 	// MaxAge bounds the distance between Now and the time of the log, either way: the clock of the log is the other host's. Zero accepts none.
 	MaxAge time.Duration
 }
@@ -54,9 +56,17 @@ func Appraise(log *v1.IntegrityLog, refs *ReferenceValues, want Expectation) *Ve
 		return v
 	}
 	v.origin(log, want)
-	v.entries(log, refs)
+	v.entries(log, refs, want.Now)
 	v.missing(log, refs)
 	v.tpm(log.GetTpmQuote(), refs, want)
+	if v.TPM != nil {
+		v.attachments(log, v.TPM, refs, want.Fetch)
+	} else if refs.IMA.Required || refs.Boot.Required || refs.Boot.SecureBoot {
+		v.against(Mismatch{
+			Item: "tpm", Kind: KindTPMMissing, Found: "no verified TPM quote", Expected: "a quote that covers boot log and IMA list",
+			Remedy: "set integrity.tpm in that node's configuration",
+		})
+	}
 	return v
 }
 
@@ -99,7 +109,7 @@ func (v *Verdict) origin(log *v1.IntegrityLog, want Expectation) {
 }
 
 // entries judges each entry of the log.
-func (v *Verdict) entries(log *v1.IntegrityLog, refs *ReferenceValues) {
+func (v *Verdict) entries(log *v1.IntegrityLog, refs *ReferenceValues, now time.Time) {
 	for _, e := range log.GetEntries() {
 		name := e.GetName()
 		ref, listed := refs.Files[name]
@@ -115,6 +125,11 @@ func (v *Verdict) entries(log *v1.IntegrityLog, refs *ReferenceValues) {
 			v.against(Mismatch{
 				Item: name, Kind: KindAbsent, Found: describe(e), Expected: accepted(ref.SHA256),
 				Remedy: "install it on that host, correct its path, or set allow_absent for it",
+			})
+		case e.GetAbsent() == "" && slices.Contains(ref.SHA256, Digest(e.GetDigest())) && ended(ref.NotAfter, Digest(e.GetDigest()), now):
+			v.against(Mismatch{
+				Item: name, Kind: KindDigest, Found: fmt.Sprintf("%s, accepted until %s", describe(e), ref.NotAfter[Digest(e.GetDigest())].UTC().Format(time.RFC3339)),
+				Expected: accepted(ref.SHA256), Remedy: "finish the upgrade on that host: the time for the old version is over",
 			})
 		case e.GetAbsent() == "" && !slices.Contains(ref.SHA256, Digest(e.GetDigest())):
 			v.against(Mismatch{
@@ -174,7 +189,7 @@ func (v *Verdict) tpm(q *v1.TpmQuote, refs *ReferenceValues, want Expectation) {
 	}
 	v.TPM = statement
 	v.continuity(statement, want.Previous)
-	v.pcrs(statement, refs)
+	v.pcrs(statement, refs, want.Now)
 }
 
 // continuity compares the TPM's counters with those of the last accepted quote by the same key. For a key outside the endorsement hierarchy the TPM
@@ -206,7 +221,7 @@ func quoteMismatch(err error) Mismatch {
 }
 
 // pcrs judges the values of a quote that has been verified.
-func (v *Verdict) pcrs(s *tpmquote.Statement, refs *ReferenceValues) {
+func (v *Verdict) pcrs(s *tpmquote.Statement, refs *ReferenceValues, now time.Time) {
 	for _, index := range slices.Sorted(maps.Keys(refs.PCRs)) {
 		item := fmt.Sprintf("pcr/%d", index)
 		value, quoted := s.PCRs[index]
@@ -215,6 +230,11 @@ func (v *Verdict) pcrs(s *tpmquote.Statement, refs *ReferenceValues) {
 			v.against(Mismatch{
 				Item: item, Kind: KindPCR, Found: "not in the quote", Expected: accepted(refs.PCRs[index]),
 				Remedy: "add the PCR to integrity.pcrs of that node's configuration",
+			})
+		case slices.Contains(refs.PCRs[index], Digest(value)) && ended(refs.PCRsNotAfter[index], Digest(value), now):
+			v.against(Mismatch{
+				Item: item, Kind: KindPCR, Found: fmt.Sprintf("%x, accepted until %s", value, refs.PCRsNotAfter[index][Digest(value)].UTC().Format(time.RFC3339)),
+				Expected: accepted(refs.PCRs[index]), Remedy: "finish the upgrade on that host: the time for the old version is over",
 			})
 		case !slices.Contains(refs.PCRs[index], Digest(value)):
 			v.against(Mismatch{
@@ -230,6 +250,12 @@ func (v *Verdict) pcrs(s *tpmquote.Statement, refs *ReferenceValues) {
 			v.Unjudged = append(v.Unjudged, fmt.Sprintf("pcr/%d", index))
 		}
 	}
+}
+
+// ended says whether the time of an accepted value is over.
+func ended(ends map[Digest]time.Time, d Digest, now time.Time) bool {
+	at, bounded := ends[d]
+	return bounded && now.After(at)
 }
 
 func describe(e *v1.IntegrityEntry) string {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/integrity/hostlog"
@@ -38,7 +39,11 @@ type ReferenceValues struct {
 	Files map[string]File `json:"files"`
 	// PCRs are the values accepted for a PCR of the SHA-256 bank, by index. A PCR that is not named here is not judged, whether or not it is in the quote.
 	PCRs map[int][]Digest `json:"pcrs,omitempty"`
-	TPM  TPM              `json:"tpm"`
+	// PCRsNotAfter ends the acceptance of a value in PCRs.
+	PCRsNotAfter map[int]map[Digest]time.Time `json:"pcrs_not_after,omitempty"`
+	TPM          TPM                          `json:"tpm"`
+	Boot         Boot                         `json:"boot,omitzero"`
+	IMA          IMA                          `json:"ima,omitzero"`
 	// Unlisted says what becomes of an entry that Files does not name.
 	Unlisted Unlisted `json:"unlisted,omitempty"`
 }
@@ -47,6 +52,8 @@ type ReferenceValues struct {
 type File struct {
 	// SHA256 are the digests accepted. None: no digest is accepted.
 	SHA256 []Digest `json:"sha256,omitempty"`
+	// NotAfter ends the acceptance of a digest in SHA256, so that a fleet can roll from one version to the next: the old one is accepted until then.
+	NotAfter map[Digest]time.Time `json:"not_after,omitempty"`
 	// Required says whether a log without the entry is refused; nil means yes.
 	Required *bool `json:"required,omitempty"`
 	// AllowAbsent accepts an entry that gives a reason instead of a digest.
@@ -86,6 +93,20 @@ func (r *ReferenceValues) Validate() error {
 		}
 		if len(f.SHA256) == 0 && !f.AllowAbsent {
 			return fmt.Errorf("reference values: files: %s: found neither a digest nor allow_absent, expected either: nothing can match", name)
+		}
+	}
+	for name, f := range r.Files {
+		for d := range f.NotAfter {
+			if !slices.Contains(f.SHA256, d) {
+				return fmt.Errorf("reference values: files: %s: not_after names %s, which sha256 does not", name, d)
+			}
+		}
+	}
+	for index, ends := range r.PCRsNotAfter {
+		for d := range ends {
+			if !slices.Contains(r.PCRs[index], d) {
+				return fmt.Errorf("reference values: pcrs_not_after: %d names %s, which pcrs does not", index, d)
+			}
 		}
 	}
 	for index, values := range r.PCRs {
@@ -128,13 +149,15 @@ func Generate(log *v1.IntegrityLog) (*ReferenceValues, error) {
 
 // Merge returns the union of two sets of reference values, for two golden hosts that quote the same PCRs: a host that either accepts is
 // accepted. An entry that only one of them has is no longer required, which the result says. A PCR that only one of them judges stays judged. A
-// TPM stays required, and unlisted entries refused, unless both agree otherwise.
+// TPM stays required, and unlisted entries refused, unless both agree otherwise; boot log and IMA list are required if either asks for them. Of two
+// runtime policies, which cannot be united, a's is kept.
 func Merge(a, b *ReferenceValues) *ReferenceValues {
 	out := &ReferenceValues{Files: map[string]File{}, Unlisted: UnlistedRefuse}
 	for name := range union(a.Files, b.Files) {
 		fa, inA := a.Files[name]
 		fb, inB := b.Files[name]
 		f := File{SHA256: distinct(fa.SHA256, fb.SHA256), AllowAbsent: fa.AllowAbsent || fb.AllowAbsent}
+		f.NotAfter = mergedEnds(fa.SHA256, fa.NotAfter, fb.SHA256, fb.NotAfter)
 		if !inA || !inB || !fa.required() || !fb.required() {
 			f.Required = new(bool)
 		}
@@ -145,12 +168,56 @@ func Merge(a, b *ReferenceValues) *ReferenceValues {
 			out.PCRs = map[int][]Digest{}
 		}
 		out.PCRs[index] = distinct(a.PCRs[index], b.PCRs[index])
+		if ends := mergedEnds(a.PCRs[index], a.PCRsNotAfter[index], b.PCRs[index], b.PCRsNotAfter[index]); ends != nil {
+			if out.PCRsNotAfter == nil {
+				out.PCRsNotAfter = map[int]map[Digest]time.Time{}
+			}
+			out.PCRsNotAfter[index] = ends
+		}
+	}
+	out.Boot = Boot{Required: a.Boot.Required || b.Boot.Required, SecureBoot: a.Boot.SecureBoot || b.Boot.SecureBoot}
+	out.IMA = IMA{
+		Required: a.IMA.Required || b.IMA.Required, AllowViolations: a.IMA.AllowViolations && b.IMA.AllowViolations,
+		ReportOnly: a.IMA.ReportOnly && b.IMA.ReportOnly, RuntimePolicy: a.IMA.RuntimePolicy,
+	}
+	if len(out.IMA.RuntimePolicy) == 0 {
+		out.IMA.RuntimePolicy = b.IMA.RuntimePolicy
 	}
 	if !a.TPM.required() && !b.TPM.required() {
 		out.TPM.Required = new(bool)
 	}
 	if a.Unlisted == UnlistedReport && b.Unlisted == UnlistedReport {
 		out.Unlisted = UnlistedReport
+	}
+	return out
+}
+
+// mergedEnds are the ends of digests in the union of two lists: the later one where both accept it, and none where one accepts it for good.
+func mergedEnds(a []Digest, aEnds map[Digest]time.Time, b []Digest, bEnds map[Digest]time.Time) map[Digest]time.Time {
+	var out map[Digest]time.Time
+	for _, d := range distinct(a, b) {
+		var end time.Time
+		forGood := false
+		for _, side := range []struct {
+			list []Digest
+			ends map[Digest]time.Time
+		}{{a, aEnds}, {b, bEnds}} {
+			if !slices.Contains(side.list, d) {
+				continue
+			}
+			at, bounded := side.ends[d]
+			forGood = forGood || !bounded
+			if at.After(end) {
+				end = at
+			}
+		}
+		if forGood {
+			continue
+		}
+		if out == nil {
+			out = map[Digest]time.Time{}
+		}
+		out[d] = end
 	}
 	return out
 }

@@ -38,6 +38,11 @@ const (
 	KindTPMQuote Kind = "tpm_quote"
 	// KindTPMReset: the TPM was reset, or resumed, since the host was last accepted in this session. Item: "tpm".
 	KindTPMReset Kind = "tpm_reset"
+	// KindBootLog: the boot log does not replay to the quoted PCRs, or Secure Boot is not as asked. Item: "boot", "boot/pcr/N" or
+	// "boot/secure-boot".
+	KindBootLog Kind = "boot_log"
+	// KindIMA: the IMA list has no prefix that the quote covers (item "ima"), or an entry that is not accepted (item "ima/" and its path).
+	KindIMA Kind = "ima"
 	// KindPCR: a PCR has a value that is not accepted, or is not in the quote. Item: "pcr/" and its index.
 	KindPCR Kind = "pcr"
 )
@@ -86,17 +91,28 @@ type Verdict struct {
 	Matched, Unjudged []string
 	// TPM is what the verified quote says; nil if there is none.
 	TPM *tpmquote.Statement
+	// IMAEntries were covered by the quote and judged; IMAIgnored follow them. BootEvents are those of the boot log. SecureBoot is "enabled",
+	// "disabled" or, where PCR 7 does not say, empty.
+	IMAEntries, IMAIgnored, BootEvents int
+	SecureBoot                         string
+	// FetchErr is set when an attachment could not be had: the host is then not judged.
+	FetchErr error
 
 	judged bool
 }
 
 // Accepted reports whether the host was judged and nothing speaks against it.
-func (v *Verdict) Accepted() bool { return v != nil && v.judged && len(v.Mismatches) == 0 }
+func (v *Verdict) Accepted() bool {
+	return v != nil && v.judged && v.FetchErr == nil && len(v.Mismatches) == 0
+}
 
 // Err is nil if the host is accepted, else a *RefusedError.
 func (v *Verdict) Err() error {
 	if v.Accepted() {
 		return nil
+	}
+	if v != nil && v.FetchErr != nil {
+		return fmt.Errorf("the attachments of the log: %w", v.FetchErr)
 	}
 	return &RefusedError{Verdict: v}
 }
@@ -107,6 +123,7 @@ func (v *Verdict) Summary(host string, raw []byte) *v1.Appraised {
 	return &v1.Appraised{
 		Host: host, Matched: uint32(len(v.Matched)), Unjudged: uint32(len(v.Unjudged)),
 		TpmQuoteVerified: v.TPM != nil, LogDigest: sum[:], Items: v.Matched,
+		ImaEntries: uint32(v.IMAEntries), ImaIgnored: uint32(v.IMAIgnored), BootEvents: uint32(v.BootEvents), SecureBoot: v.SecureBoot,
 	}
 }
 
