@@ -31,7 +31,7 @@ import (
 
 const (
 	magic        = "SCTUNNEL"
-	version      = 1
+	wireVersion  = 1
 	nonceSize    = livestream.ConnectionSize / 2
 	instanceSize = 36
 	sessionSize  = 16
@@ -70,7 +70,7 @@ type hello struct {
 
 func (h hello) encode() []byte {
 	b := append(make([]byte, 0, helloSize), magic...)
-	b = append(append(b, version), h.instance...)
+	b = append(append(b, wireVersion), h.instance...)
 	return append(append(b, h.session[:]...), h.nonce[:]...)
 }
 
@@ -79,8 +79,8 @@ func parseHello(b []byte) (hello, error) {
 	if len(b) != helloSize || !ok {
 		return hello{}, fmt.Errorf("%w: it begins with %x", ErrHello, b[:min(len(b), 9)])
 	}
-	if rest[0] != version {
-		return hello{}, fmt.Errorf("%w: version %d, expected %d", ErrHello, rest[0], version)
+	if rest[0] != wireVersion {
+		return hello{}, fmt.Errorf("%w: version %d, expected %d", ErrHello, rest[0], wireVersion)
 	}
 	rest = rest[1:]
 	return hello{

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -343,4 +344,51 @@ func FuzzHello(f *testing.F) {
 			t.Error("a hello has two spellings")
 		}
 	})
+}
+
+func TestASocketTakesItsPlaceAndLeavesIt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	for range 2 { // over the leftover of a crash, too
+		l, err := listenOn(t.Context(), "unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Fatalf("%v, %v", info, err)
+		}
+		_ = l.(*unlinking).Listener.Close() // a crash
+	}
+	l, err := listenOn(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the socket is left")
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenOn(t.Context(), "unix", path); err == nil {
+		t.Error("a file was replaced")
+	}
+}
+
+func TestTheCommandRefusesWhatMakesNoSense(t *testing.T) {
+	for name, args := range map[string][]string{
+		"no instance":  {"source", "--listen", "/x", "--peer", "y:1"},
+		"not a UUID":   {"source", "--instance", "x", "--listen", "/x", "--peer", "y:1"},
+		"no target":    {"destination", "--listen", "127.0.0.1:0"},
+		"a bad socket": {"destination", "--listen", "unix:/nowhere/at/all", "--target", "/x"},
+	} {
+		c := Command()
+		c.SetArgs(args)
+		c.SetErr(io.Discard)
+		if err := c.ExecuteContext(t.Context()); err == nil {
+			t.Errorf("%s: it runs", name)
+		}
+	}
 }
