@@ -100,6 +100,8 @@ type Loaded struct {
 	Policy
 	Raw    []byte
 	Digest [32]byte
+	// SignedBy are the ids of the trusted keys that signed it; empty for one that was read by Parse.
+	SignedBy []string
 }
 
 // Parse reads and checks a policy.
