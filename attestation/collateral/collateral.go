@@ -1,7 +1,12 @@
 // Package collateral holds what Intel's Provisioning Certification Service publishes for judging the quotes of one kind of platform: TCB
 // info, QE identity, the certificates that signed them, and the two CRLs. Byte for byte: signatures are over the exact bytes.
 //
-// Non-goals: nothing here is parsed, verified (package dcap) or fetched. Collateral is public and comes from an untrusted disk.
+// It also keeps collateral: a Cache that asks a Source (package pccs is one, BundleFile another) before what it has expires, keeps it on disk,
+// and never gives out what its Check did not accept (package pinned is one). Whoever verifies never waits for a network while there is
+// something valid. Bundles carry collateral to sites without a network.
+//
+// Non-goals: nothing here verifies a signature (package dcap does), speaks HTTP (package pccs does), or trusts the disk: a cache directory
+// belongs to the host, which can withhold files, or put back old ones that are still valid.
 package collateral
 
 import (
@@ -21,6 +26,8 @@ const (
 	TCBSigningChainFile = "tcb_signing_chain.pem"
 	PCKCRLFile          = "pck_crl.der"
 	RootCACRLFile       = "root_ca_crl.der"
+	// PCKCRLIssuerChainFile may be absent.
+	PCKCRLIssuerChainFile = "pck_crl_issuer_chain.pem"
 )
 
 // Size limits in bytes, each at least ten times the largest known: TCB info 9 KiB, QE identity 1.4 KiB, chain 1.9 KiB, root CRL 0.3 KiB.
@@ -31,6 +38,8 @@ const (
 	MaxTCBSigningChain = 64 << 10
 	MaxPCKCRL          = 1 << 20
 	MaxRootCACRL       = 64 << 10
+	// MaxPCKCRLIssuerChain is the limit of the chain that signed the PCK CRL, 1.9 KiB.
+	MaxPCKCRLIssuerChain = 64 << 10
 )
 
 // Errors, wrapped by *Error.
@@ -53,7 +62,7 @@ func (e *Error) Error() string { return fmt.Sprintf("collateral: %s: %v", e.File
 // Unwrap returns the cause: ErrMissing, ErrTooLarge or an error of the file system.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Collateral is the five artefacts as published.
+// Collateral is the five artefacts as published, and a sixth that helps to judge one of them early.
 type Collateral struct {
 	// TCBInfo is {"tcbInfo":...,"signature":"..."}; QEIdentity is {"enclaveIdentity":...,"signature":"..."}.
 	TCBInfo, QEIdentity []byte
@@ -61,6 +70,9 @@ type Collateral struct {
 	TCBSigningChain []byte
 	// PCKCRL and RootCACRL are DER.
 	PCKCRL, RootCACRL []byte
+	// PCKCRLIssuerChain is PEM: the PCK CA that signed the PCK CRL, then the root. It may be empty: every quote brings these certificates
+	// too. With it, a PCK CRL that nobody signed is found out before there is a quote. It is no part of the Digest.
+	PCKCRLIssuerChain []byte
 }
 
 type artefact struct {
@@ -79,7 +91,11 @@ func (c *Collateral) artefacts() [5]artefact {
 	}
 }
 
-// Check says whether all five artefacts are there and within their limits. Every objection is in the error: *Error, joined.
+func (c *Collateral) optional() artefact {
+	return artefact{PCKCRLIssuerChainFile, MaxPCKCRLIssuerChain, &c.PCKCRLIssuerChain}
+}
+
+// Check says whether all five artefacts are there and all six within their limits. Every objection is in the error: *Error, joined.
 func (c *Collateral) Check() error {
 	var errs []error
 	for _, a := range c.artefacts() {
@@ -90,6 +106,9 @@ func (c *Collateral) Check() error {
 			errs = append(errs, &Error{a.file, tooLarge(n, a.limit)})
 		}
 	}
+	if a := c.optional(); len(*a.bytes) > a.limit {
+		errs = append(errs, &Error{a.file, tooLarge(len(*a.bytes), a.limit)})
+	}
 	return errors.Join(errs...)
 }
 
@@ -97,7 +116,7 @@ func tooLarge(found, limit int) error {
 	return fmt.Errorf("%w: found %d bytes or more, expected at most %d", ErrTooLarge, found, limit)
 }
 
-// LoadDir reads collateral from the five files of a directory, and checks it as Check does.
+// LoadDir reads collateral from the five files of a directory, and the sixth if it is there, and checks it as Check does.
 func LoadDir(dir string) (*Collateral, error) {
 	c := new(Collateral)
 	var errs []error
@@ -108,6 +127,13 @@ func LoadDir(dir string) (*Collateral, error) {
 			continue
 		}
 		*a.bytes = b
+	}
+	a := c.optional()
+	switch b, err := readFile(filepath.Join(dir, a.file), a.limit); {
+	case err == nil:
+		*a.bytes = b
+	case !errors.Is(err, ErrMissing):
+		errs = append(errs, &Error{a.file, err})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err

@@ -108,6 +108,36 @@ func TestAFileThatCannotBeReadIsNoMissingOne(t *testing.T) {
 	}
 }
 
+func TestTheIssuerChainOfThePCKCRLMayBeAbsentButNotTooLarge(t *testing.T) {
+	for name, tc := range map[string]struct {
+		content []byte // nil: no file
+		err     error
+	}{
+		"absent":         {nil, nil},
+		"empty":          {[]byte{}, nil},
+		"there":          {[]byte("6"), nil},
+		"at the limit":   {make([]byte, MaxPCKCRLIssuerChain), nil},
+		"over the limit": {make([]byte, MaxPCKCRLIssuerChain+1), ErrTooLarge},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := writeDir(t)
+			if tc.content != nil {
+				if err := os.WriteFile(filepath.Join(dir, PCKCRLIssuerChainFile), tc.content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c, err := LoadDir(dir)
+			check(t, PCKCRLIssuerChainFile, err, tc.err)
+			if err == nil && (!bytes.Equal(c.PCKCRLIssuerChain, tc.content) || c.Digest() != complete().Digest()) {
+				t.Errorf("got %d bytes, digest %x", len(c.PCKCRLIssuerChain), c.Digest())
+			}
+			direct := complete()
+			direct.PCKCRLIssuerChain = tc.content
+			check(t, PCKCRLIssuerChainFile, direct.Check(), tc.err)
+		})
+	}
+}
+
 func TestTheDigestTellsEveryArtefactAndItsPlaceApart(t *testing.T) {
 	seen := map[[32]byte]string{complete().Digest(): "complete"}
 	add := func(name string, c *Collateral) {
