@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc"
@@ -30,7 +31,7 @@ func (a *adminServer) GetStatus(ctx context.Context, _ *v1.GetStatusRequest) (*v
 	j := a.judge()
 	out := &v1.GetStatusResponse{
 		Mode: a.mode, Host: a.host, Version: version.Version, StartedAt: timestamppb.New(a.started), PlatformId: a.base.PlatformID[:],
-		PolicySvn: j.policy.SVN, PolicyDigest: j.policy.Digest[:], Draining: a.draining.Load(), OpenSessions: a.open(),
+		PolicySvn: j.policy.SVN, PolicyDigest: j.policy.Digest[:], PolicySigners: j.policy.SignedBy, Draining: a.draining.Load(), OpenSessions: a.open(),
 	}
 	attested, err := a.selfCheck(ctx)
 	if ctx.Err() != nil {
@@ -51,6 +52,9 @@ func (a *adminServer) Reload(ctx context.Context, _ *v1.ReloadRequest) (*v1.Relo
 	defer a.reloading.Unlock()
 	before := a.judge()
 	after, err := a.newJudge(ctx)
+	if r, ok := errors.AsType[*refusal.Refusal](err); ok {
+		return nil, r
+	}
 	if err != nil {
 		return nil, refusal.New(v1.Reason_REASON_POLICY_REFUSED, "the reload is refused and the policy in force stays: %w", err)
 	}

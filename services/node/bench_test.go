@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -29,6 +30,7 @@ const childEnv = "SAFECONDUCT_TEST_NODE"
 type childNode struct {
 	Config         *config.Config
 	Platform, Root string
+	PolicyKeys     []byte
 }
 
 // runChild is the destination's node service in a process of its own.
@@ -51,7 +53,9 @@ func runChild(file string) {
 	fail(err)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	fail(Run(ctx, c.Config, enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}, slog.New(slog.NewTextHandler(io.Discard, nil))))
+	keys, err := policy.ParseKeys(c.PolicyKeys)
+	fail(err)
+	fail(Run(ctx, c.Config, enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin, PolicyKeys: keys}, slog.New(slog.NewTextHandler(io.Discard, nil))))
 }
 
 // benchRig has the destination in a process of its own. Handshakes are not limited.
@@ -68,7 +72,7 @@ func benchRig(b *testing.B, unix bool) *rig {
 		}
 	})
 	r.dst.stop() // its place is taken by a process
-	raw, err := json.Marshal(childNode{r.dst.cfg, filepath.Join(r.dst.dir, "platform"), filepath.Join(r.dir, "authority", simulated.RootFile)})
+	raw, err := json.Marshal(childNode{r.dst.cfg, filepath.Join(r.dst.dir, "platform"), filepath.Join(r.dir, "authority", simulated.RootFile), publicPEM(b, r.signer.Public().(ed25519.PublicKey))})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/dcap"
+	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/services/node/config"
 	"github.com/safeconduct/safeconduct/services/version"
 	"github.com/safeconduct/safeconduct/tee"
@@ -109,5 +110,13 @@ func OpenSimulated(cfg *config.Config) (tee.Enclave, RootOfTrust, error) {
 	if pin == dcap.IntelRoot() {
 		return nil, RootOfTrust{}, errors.New("simulated.root: this is Intel's production root; a simulation is never judged under it")
 	}
-	return enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}, nil
+	raw, err := os.ReadFile(cfg.Policy.Keys)
+	if err != nil {
+		return nil, RootOfTrust{}, fmt.Errorf("policy.keys: %w", err)
+	}
+	keys, err := policy.ParseKeys(raw)
+	if err != nil {
+		return nil, RootOfTrust{}, fmt.Errorf("policy.keys: %w", err)
+	}
+	return enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin, PolicyKeys: keys}, nil
 }

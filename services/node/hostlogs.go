@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -21,7 +22,10 @@ type hostLogs struct {
 	measurer *measure.Measurer
 	tpm      *hosttpm.TPM // nil on a host without one
 	pcrs     []int
-	now      func() time.Time
+	// Paths as they are seen from here; empty for a host without.
+	bootLog, imaList string
+	boot, ima        growing
+	now              func() time.Time
 
 	mu     sync.Mutex
 	latest []byte
@@ -37,7 +41,10 @@ func newHostLogs(cfg *config.Config, now func() time.Time) (*hostLogs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("integrity.items: %w", err)
 	}
-	l := &hostLogs{host: cfg.Host, measurer: measurer, pcrs: cfg.Integrity.PCRs, now: now}
+	l := &hostLogs{
+		host: cfg.Host, measurer: measurer, pcrs: cfg.Integrity.PCRs, now: now,
+		bootLog: under(cfg.Integrity.Root, cfg.Integrity.BootLog), imaList: under(cfg.Integrity.Root, cfg.Integrity.IMAList),
+	}
 	if cfg.Integrity.TPM != "" {
 		if l.tpm, err = hosttpm.Open(cfg.Integrity.TPM); err != nil {
 			return nil, fmt.Errorf("integrity.tpm: %w", err)
@@ -61,15 +68,51 @@ func (l *hostLogs) Log(ctx context.Context, qualifying [32]byte) (*handshake.Log
 			return nil, failed("tpm", err)
 		}
 	}
+	// After the quote: what it covers is then a part of what is read.
+	attachments, named, err := l.attachments()
+	if err != nil {
+		return nil, failed("logs", err)
+	}
 	at := l.now()
-	raw, err := hostlog.Build(l.host, at, entries, quote)
+	raw, err := hostlog.Build(l.host, at, entries, quote, named...)
 	if err != nil {
 		return nil, failed("log", err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.latest, l.at = raw, at
-	return &handshake.Log{Raw: raw}, nil
+	return &handshake.Log{Raw: raw, Attachments: attachments}, nil
+}
+
+func under(root, path string) string {
+	if path == "" {
+		return ""
+	}
+	return filepath.Join(root, path)
+}
+
+// attachments reads the logs of firmware and kernel.
+func (l *hostLogs) attachments() (map[string][]byte, []*v1.Attachment, error) {
+	all := map[string][]byte{}
+	var named []*v1.Attachment
+	for _, a := range []struct {
+		name, path string
+		file       *growing
+	}{{hostlog.AttachmentBoot, l.bootLog, &l.boot}, {hostlog.AttachmentIMA, l.imaList, &l.ima}} {
+		if a.path == "" {
+			continue
+		}
+		raw, err := a.file.read(a.path, hostlog.MaxAttachment)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", a.path, err)
+		}
+		if len(raw) == 0 {
+			return nil, nil, fmt.Errorf("%s is empty", a.path)
+		}
+		all[a.name] = raw
+		named = append(named, &v1.Attachment{Name: a.name, Size: uint64(len(raw))})
+	}
+	return all, named, nil
 }
 
 // last returns the last log as its exact bytes, or nil.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/integrity/appraise"
 	"github.com/safeconduct/safeconduct/integrity/hostlog"
+	"github.com/safeconduct/safeconduct/integrity/tpmquote"
 	"github.com/safeconduct/safeconduct/services/node/config"
 )
 
@@ -31,12 +33,12 @@ type judge struct {
 }
 
 // readJudge reads policy and collateral as they are now.
-func readJudge(cfg *config.Config, root RootOfTrust, now func() time.Time) (*judge, error) {
-	raw, err := os.ReadFile(cfg.Policy.File)
+func readJudge(ctx context.Context, cfg *config.Config, root RootOfTrust, marks policy.Marks, now func() time.Time) (*judge, error) {
+	raw, err := readBounded(cfg.Policy.File, policy.MaxEnvelope)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
-	p, err := policy.Parse(raw)
+	p, err := policy.Open(raw, root.PolicyKeys)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cfg.Policy.File, err)
 	}
@@ -47,7 +49,25 @@ func readJudge(cfg *config.Config, root RootOfTrust, now func() time.Time) (*jud
 	if err != nil {
 		return nil, err
 	}
+	// Last: what is recorded as the newest policy is one that can be in force.
+	if err := policy.Advance(ctx, marks, p); err != nil {
+		return nil, err
+	}
 	return &judge{policy: p, quotes: quotes, now: now}, nil
+}
+
+// readBounded reads a file that is not larger than it may be.
+func readBounded(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	raw, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(raw)) > most {
+		err = fmt.Errorf("%s has more than %d bytes", path, most)
+	}
+	return raw, err
 }
 
 // verdict on evidence. Attested is set as soon as the evidence is authentic, accepted or not.
@@ -110,9 +130,14 @@ func (j *judge) AppraiseLog(_ context.Context, c *handshake.LogClaim) (*v1.Appra
 	if err != nil {
 		return nil, err
 	}
+	before, _ := c.Previous.(*tpmquote.Statement)
 	v := appraise.Appraise(log, &j.policy.Integrity, appraise.Expectation{
-		Host: host, Qualifying: c.Qualifying, AKPublic: key, Now: c.At, MaxAge: maxClockSkew,
+		Host: host, Qualifying: c.Qualifying, AKPublic: key, Previous: before, Fetch: appraise.Fetch(c.Fetch), Now: c.At, MaxAge: maxClockSkew,
 	})
+	c.Next = v.TPM
+	if v.FetchErr != nil { // nothing was found out about the host
+		return nil, v.FetchErr
+	}
 	if err := v.Err(); err != nil {
 		return nil, integrityRefusal(host, v, err)
 	}
@@ -138,7 +163,7 @@ func integrityRefusal(host string, v *appraise.Verdict, err error) error {
 	r := refusal.New(v1.Reason_REASON_INTEGRITY_MISMATCH, "the integrity log of host %s is not accepted: %w", host, err)
 	tpmOnly := true
 	for _, m := range v.Mismatches {
-		tpmOnly = tpmOnly && (m.Kind == appraise.KindTPMQuote || m.Kind == appraise.KindTPMMissing || m.Kind == appraise.KindTPMNotEnrolled)
+		tpmOnly = tpmOnly && (m.Kind.Reason() == v1.Reason_REASON_TPM_QUOTE_INVALID)
 	}
 	if len(v.Mismatches) == 0 {
 		return r

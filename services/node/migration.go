@@ -214,6 +214,7 @@ func (m *migrationServer) Commit(ctx context.Context, req *v1.CommitRequest) (*v
 		if err := s.Commit(); err != nil {
 			return nil, err
 		}
+		m.forgetMoved(context.WithoutCancel(ctx), rec.Instance)
 	}
 	return &v1.CommitResponse{Session: m.view(s.Record())}, nil
 }

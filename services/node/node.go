@@ -16,6 +16,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/escrow"
 	"github.com/safeconduct/safeconduct/services/node/session"
 	"github.com/safeconduct/safeconduct/tee"
 )
@@ -39,6 +40,7 @@ type node struct {
 	log       *slog.Logger
 	now       func() time.Time
 	table     *session.Table
+	escrow    *escrow.Store
 	peers     *peers
 	base      handshake.Node // without what the policy in force adds: see party
 	logs      *hostLogs
@@ -131,7 +133,7 @@ func (n *node) establish(ctx context.Context, who session.Identity, progress fun
 	defer context.AfterFunc(s.Context(), cancel)()
 	if err := n.dial(ctx, client, s, progress); err != nil {
 		why := n.explain(ctx, err)
-		_ = s.Abort(why) // an ended session stays ended
+		n.abort(ctx, s, why)
 		return nil, why
 	}
 	return s, nil
@@ -150,10 +152,13 @@ func (n *node) dial(ctx context.Context, client v1.PeerServiceClient, s *session
 	if err != nil {
 		return err
 	}
-	if err := s.Appraised(&live{Session: hs, under: under}); err != nil {
+	if err := s.Appraised(n.hold(hs, under)); err != nil {
 		return err
 	}
-	return stream.finish()
+	if err := stream.finish(); err != nil || rec.Role != v1.Role_ROLE_SOURCE {
+		return err // the source sends its secrets before it ends the stream
+	}
+	return n.sendSecrets(ctx, s)
 }
 
 func errHandshakeTime(d time.Duration) error {

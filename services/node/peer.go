@@ -138,7 +138,10 @@ func (p *peerServer) accept(ctx context.Context, stream *acceptStream, o *handsh
 	party, under := p.party()
 	hs, err := party.Accept(ctx, stream, o, p.events(s, nil))
 	if err == nil {
-		err = s.Appraised(&live{Session: hs, under: under})
+		err = s.Appraised(p.hold(hs, under))
+	}
+	if err == nil && o.Role == v1.Role_ROLE_SOURCE {
+		err = p.sendSecrets(ctx, s)
 	}
 	if err != nil {
 		_ = s.Abort(p.explain(ctx, err))
@@ -255,6 +258,9 @@ func (p *peerServer) Conclude(ctx context.Context, req *v1.ConcludeRequest) (*v1
 		}
 		if c.GetCommitted() {
 			if err := s.Whole(); err != nil {
+				return nil, err
+			}
+			if err := p.promote(ctx, hs); err != nil {
 				return nil, err
 			}
 			if err := s.Commit(); err != nil {

@@ -158,6 +158,12 @@ func armSender(c v1.PeerServiceClient, id []byte) func(context.Context, *v1.Seal
 	}, (*v1.PeerServiceArmResponse).GetMessage)
 }
 
+func transferSender(c v1.PeerServiceClient, id []byte) func(context.Context, *v1.SealedMessage) (*v1.SealedMessage, error) {
+	return sender(func(ctx context.Context, m *v1.SealedMessage) (*v1.TransferResponse, error) {
+		return c.Transfer(ctx, &v1.TransferRequest{SessionId: id, Message: m})
+	}, (*v1.TransferResponse).GetMessage)
+}
+
 func concludeSender(c v1.PeerServiceClient, id []byte) func(context.Context, *v1.SealedMessage) (*v1.SealedMessage, error) {
 	return sender(func(ctx context.Context, m *v1.SealedMessage) (*v1.ConcludeResponse, error) {
 		return c.Conclude(ctx, &v1.ConcludeRequest{SessionId: id, Message: m})

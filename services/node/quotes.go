@@ -12,6 +12,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/appraisal"
 	"github.com/safeconduct/safeconduct/attestation/collateral"
 	"github.com/safeconduct/safeconduct/attestation/dcap"
+	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 )
 
@@ -19,6 +20,8 @@ import (
 type RootOfTrust struct {
 	Mode v1.Mode
 	Pin  dcap.RootPin
+	// PolicyKeys are the keys that sign policies.
+	PolicyKeys policy.Keys
 }
 
 // quoteVerifier verifies quotes under one root and one set of collateral.

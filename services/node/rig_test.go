@@ -2,9 +2,12 @@ package node
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -38,6 +41,7 @@ type rig struct {
 	src, dst  *testNode
 	policy    *policy.Policy
 	authority *simulated.Authority
+	signer    ed25519.PrivateKey
 }
 
 type testNode struct {
@@ -79,12 +83,21 @@ func newRig(t testing.TB, changes ...change) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{dir: dir, authority: authority}
+	public, signer, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.signer = signer
+	keys, err := policy.ParseKeys(publicPEM(t, public))
+	if err != nil {
+		t.Fatal(err)
+	}
 	p := &policy.Policy{Schema: policy.Schema, SVN: 1, Mode: tee.ModeSimulated}
 	p.Integrity = appraise.ReferenceValues{Files: map[string]appraise.File{}, TPM: appraise.TPM{Required: new(bool)}}
 	measurement := testMeasurement()
 	p.Enclaves = []policy.Enclave{{MREnclave: measurement.MREnclave[:]}}
 	for i, dst := range []**testNode{&r.src, &r.dst} {
-		n := &testNode{name: []string{"compute1", "compute2"}[i], root: RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin}}
+		n := &testNode{name: []string{"compute1", "compute2"}[i], root: RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin, PolicyKeys: keys}}
 		n.dir = filepath.Join(dir, n.name)
 		ppid := [16]byte{byte(i + 1)}
 		if err := authority.CreatePlatform(filepath.Join(n.dir, "platform"), simulated.PlatformOptions{PPID: ppid}); err != nil {
@@ -122,11 +135,23 @@ func newRig(t testing.TB, changes ...change) *rig {
 	return r
 }
 
+func publicPEM(t testing.TB, key ed25519.PublicKey) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
 // writePolicy puts the rig's policy where both nodes read it.
 func (r *rig) writePolicy(t testing.TB) {
 	t.Helper()
 	raw, err := json.Marshal(r.policy)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, err = policy.Sign(raw, r.signer); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(r.dir, "policy.json"), raw, 0o600); err != nil {

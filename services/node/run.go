@@ -25,7 +25,9 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/crypto/sealed"
 	"github.com/safeconduct/safeconduct/services/node/config"
+	"github.com/safeconduct/safeconduct/services/node/escrow"
 	"github.com/safeconduct/safeconduct/services/node/local"
 	"github.com/safeconduct/safeconduct/services/node/session"
 	"github.com/safeconduct/safeconduct/services/rpcerror"
@@ -82,8 +84,14 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 		blobs:            semaphore.NewWeighted(maxBlobsAtOnce),
 		metrics:          newMetrics(string(cfg.Mode), version.Version),
 	}
-	var err error
-	n.newJudge = func(context.Context) (*judge, error) { return readJudge(cfg, root, n.now) }
+	store, err := sealed.NewStore(filepath.Join(cfg.StateDir, "sealed"), tee.SealKeys{Enclave: enclave})
+	if err != nil {
+		return nil, err
+	}
+	if n.escrow, err = escrow.Open(ctx, store, n.now); err != nil {
+		return nil, err
+	}
+	n.newJudge = func(ctx context.Context) (*judge, error) { return readJudge(ctx, cfg, root, store, n.now) }
 	j, err := n.newJudge(ctx)
 	if err != nil {
 		return nil, err
@@ -245,6 +253,7 @@ func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, er
 	v1.RegisterCryptoServiceServer(s, &cryptoServer{node: n})
 	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
 	v1.RegisterIntegrityServiceServer(s, &integrityServer{node: n})
+	v1.RegisterSecretServiceServer(s, &secretServer{node: n})
 	v1.RegisterAdminServiceServer(s, &adminServer{node: n})
 	healthpb.RegisterHealthServer(s, ready.grpc)
 	reflection.Register(s)

@@ -13,9 +13,22 @@ import (
 // live is what a session holds once its handshake has ended well: its keys, and the verdict that they hang on.
 type live struct {
 	*handshake.Session
+	incoming
+	ended func(*live)
 
 	mu    sync.Mutex
 	under *judge // by which the peer was last accepted
+}
+
+// hold makes what a session holds once it is appraised.
+func (n *node) hold(hs *handshake.Session, under *judge) *live {
+	return &live{Session: hs, under: under, ended: n.discard}
+}
+
+// Destroy implements session.Secrets.
+func (l *live) Destroy() {
+	l.Session.Destroy()
+	l.ended(l)
 }
 
 // party is this node in a handshake that begins now: it is judged, from beginning to end, by the policy whose digest it announces.

@@ -2,8 +2,10 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -158,14 +160,40 @@ func TestANewPolicyThatStillAcceptsThePeerLeavesItsSessions(t *testing.T) {
 func TestAReloadThatFailsLeavesThePolicyInForce(t *testing.T) {
 	r := newRig(t)
 	s := r.armed(t, "m1")
-	if err := os.WriteFile(filepath.Join(r.dir, "policy.json"), []byte(`{"schema":"safeconduct/policy/v1"}`), 0o600); err != nil {
+	raw, err := json.Marshal(r.policy)
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, err := r.src.admin().Reload(t.Context(), &v1.ReloadRequest{})
-	want(t, "the call", err, v1.Reason_REASON_POLICY_REFUSED)
+	if err := os.WriteFile(filepath.Join(r.dir, "policy.json"), raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.src.admin().Reload(t.Context(), &v1.ReloadRequest{})
+	want(t, "a policy that is not signed", err, v1.Reason_REASON_POLICY_REFUSED)
+	r.policy.TCB.MinEvaluationDataNumber = 1 // another content
+	r.writePolicy(t)
+	_, err = r.src.admin().Reload(t.Context(), &v1.ReloadRequest{})
+	want(t, "another policy of the same version", err, v1.Reason_REASON_POLICY_ROLLED_BACK)
 	if state := r.src.session(t, s.GetSessionId()).GetState(); state != v1.SessionState_SESSION_STATE_ARMED {
 		t.Errorf("the session is %v", state)
 	}
+}
+
+func TestAnOlderPolicyIsRefusedAfterARestartToo(t *testing.T) {
+	r := newRig(t)
+	older, err := os.ReadFile(filepath.Join(r.dir, "policy.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.policy.SVN = 5
+	r.reload(t, r.src)
+	if err := os.WriteFile(filepath.Join(r.dir, "policy.json"), older, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.src.admin().Reload(t.Context(), &v1.ReloadRequest{})
+	want(t, "on a reload", err, v1.Reason_REASON_POLICY_ROLLED_BACK)
+	r.src.stop()
+	err = Run(t.Context(), r.src.cfg, r.src.enclave, r.src.root, slog.New(slog.DiscardHandler))
+	want(t, "after a restart", err, v1.Reason_REASON_POLICY_ROLLED_BACK)
 }
 
 // expiring makes the collateral of both nodes end an hour from now, while an armed session would live for two.

@@ -3,7 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -236,8 +239,10 @@ func (d *demo) items(h *host) []measure.Item {
 	return []measure.Item{
 		{Name: "kernel/image", Kind: measure.KindKernelImage},
 		{Name: "kernel/modules", Kind: measure.KindKernelModules},
-		{Name: "vmm/qemu", Kind: measure.KindFile, Path: qemu},
-		{Name: "vmm/swtpm", Kind: measure.KindFile, Path: h.swtpm},
+		{Name: "kernel/cmdline", Kind: measure.KindKernelCommandLine},
+		{Name: "cpu", Kind: measure.KindCPU},
+		{Name: "vmm/qemu", Kind: measure.KindProgram, Path: qemu},
+		{Name: "vmm/swtpm", Kind: measure.KindProgram, Path: h.swtpm},
 		{Name: "safeconduct/swtpm-helper", Kind: measure.KindFile, Path: abs(filepath.Join(d.bin, "safeconduct-swtpm"))},
 	}
 }
@@ -271,6 +276,21 @@ func (d *demo) writePolicy(ctx context.Context) error {
 	}
 	d.report.Mode, d.report.Measurement = "simulated", map[string]string{"accepted": fmt.Sprintf("%x", measurement)}
 	say("policy: one enclave (mrenclave %x...), two platforms, %d file and %d PCR reference values", measurement[:6], len(refs.Files), len(refs.PCRs))
+	public, signer, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return err
+	}
+	if raw, err = policy.Sign(raw, signer); err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return err
+	}
+	keys := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	if err := os.WriteFile(filepath.Join(d.dir, "policy-keys.pem"), keys, 0o600); err != nil {
+		return err
+	}
 	return os.WriteFile(filepath.Join(d.dir, "policy.json"), raw, 0o600)
 }
 
@@ -311,8 +331,8 @@ func (d *demo) config(h *host) []byte {
 	}
 	fmt.Fprintf(&b, "mode: simulated\nhost: %s\nstate_dir: %s/state\nlocal:\n  socket: %s\npeer:\n  listen: %s\npeers:\n  - host: %s\n    address: %s\n",
 		h.name, h.dir, h.socket(), h.peer, other.name, other.peer)
-	fmt.Fprintf(&b, "policy:\n  file: %s/policy.json\ncollateral:\n  dir: %s/authority\nsimulated:\n  platform: %s/platform\n  root: %s/authority/%s\n",
-		d.dir, d.dir, h.dir, d.dir, simulated.RootFile)
+	fmt.Fprintf(&b, "policy:\n  file: %s/policy.json\n  keys: %s/policy-keys.pem\ncollateral:\n  dir: %s/authority\nsimulated:\n  platform: %s/platform\n  root: %s/authority/%s\n",
+		d.dir, d.dir, d.dir, h.dir, d.dir, simulated.RootFile)
 	fmt.Fprintf(&b, "integrity:\n  tpm: unix:%s\n  items:\n", h.tpm)
 	for _, it := range d.items(h) {
 		fmt.Fprintf(&b, "    - name: %s\n      kind: %s\n", it.Name, it.Kind)

@@ -796,8 +796,16 @@ type Appraised struct {
 	Unjudged         uint32 `protobuf:"varint,3,opt,name=unjudged,proto3" json:"unjudged,omitempty"`
 	TpmQuoteVerified bool   `protobuf:"varint,4,opt,name=tpm_quote_verified,json=tpmQuoteVerified,proto3" json:"tpm_quote_verified,omitempty"`
 	// SHA-256 of the log's exact bytes.
-	LogDigest     []byte   `protobuf:"bytes,5,opt,name=log_digest,json=logDigest,proto3" json:"log_digest,omitempty"`
-	Items         []string `protobuf:"bytes,6,rep,name=items,proto3" json:"items,omitempty"`
+	LogDigest []byte   `protobuf:"bytes,5,opt,name=log_digest,json=logDigest,proto3" json:"log_digest,omitempty"`
+	Items     []string `protobuf:"bytes,6,rep,name=items,proto3" json:"items,omitempty"`
+	// Entries of the IMA list that the TPM quote covers and that were judged; 0 if there was no list.
+	ImaEntries uint32 `protobuf:"varint,7,opt,name=ima_entries,json=imaEntries,proto3" json:"ima_entries,omitempty"`
+	// Entries after them, of which nothing is known.
+	ImaIgnored uint32 `protobuf:"varint,8,opt,name=ima_ignored,json=imaIgnored,proto3" json:"ima_ignored,omitempty"`
+	// Events of the boot log, which replays to the quoted PCRs; 0 if there was no log.
+	BootEvents uint32 `protobuf:"varint,9,opt,name=boot_events,json=bootEvents,proto3" json:"boot_events,omitempty"`
+	// UEFI Secure Boot, as PCR 7 covers it: "enabled", "disabled", or empty where it is not known.
+	SecureBoot    string `protobuf:"bytes,10,opt,name=secure_boot,json=secureBoot,proto3" json:"secure_boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -872,6 +880,34 @@ func (x *Appraised) GetItems() []string {
 		return x.Items
 	}
 	return nil
+}
+
+func (x *Appraised) GetImaEntries() uint32 {
+	if x != nil {
+		return x.ImaEntries
+	}
+	return 0
+}
+
+func (x *Appraised) GetImaIgnored() uint32 {
+	if x != nil {
+		return x.ImaIgnored
+	}
+	return 0
+}
+
+func (x *Appraised) GetBootEvents() uint32 {
+	if x != nil {
+		return x.BootEvents
+	}
+	return 0
+}
+
+func (x *Appraised) GetSecureBoot() string {
+	if x != nil {
+		return x.SecureBoot
+	}
+	return ""
 }
 
 // Session as a caller on the node may see it. It never holds a key.
@@ -1230,7 +1266,7 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"expires_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1f\n" +
 	"\vplatform_id\x18\x0e \x01(\fR\n" +
 	"platformId\x12\x12\n" +
-	"\x04host\x18\x0f \x01(\tR\x04host\"\xb8\x01\n" +
+	"\x04host\x18\x0f \x01(\tR\x04host\"\xbc\x02\n" +
 	"\tAppraised\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\amatched\x18\x02 \x01(\rR\amatched\x12\x1a\n" +
@@ -1238,7 +1274,16 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"\x12tpm_quote_verified\x18\x04 \x01(\bR\x10tpmQuoteVerified\x12\x1d\n" +
 	"\n" +
 	"log_digest\x18\x05 \x01(\fR\tlogDigest\x12\x14\n" +
-	"\x05items\x18\x06 \x03(\tR\x05items\"\xb6\x06\n" +
+	"\x05items\x18\x06 \x03(\tR\x05items\x12\x1f\n" +
+	"\vima_entries\x18\a \x01(\rR\n" +
+	"imaEntries\x12\x1f\n" +
+	"\vima_ignored\x18\b \x01(\rR\n" +
+	"imaIgnored\x12\x1f\n" +
+	"\vboot_events\x18\t \x01(\rR\n" +
+	"bootEvents\x12\x1f\n" +
+	"\vsecure_boot\x18\n" +
+	" \x01(\tR\n" +
+	"secureBoot\"\xb6\x06\n" +
 	"\aSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\fR\tsessionId\x12\x1f\n" +

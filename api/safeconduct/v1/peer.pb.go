@@ -1768,11 +1768,13 @@ func (x *ArmedPayload) GetMigrationId() string {
 	return ""
 }
 
-// SecretPayload carries one secret of the session's VM.
+// SecretPayload carries one secret of the session's VM; without a secret it says that the VM has none.
 type SecretPayload struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Secret        []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
-	SecretId      string                 `protobuf:"bytes,2,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Secret   []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	SecretId string                 `protobuf:"bytes,2,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
+	// Secrets that follow.
+	Remaining     uint32 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1819,6 +1821,13 @@ func (x *SecretPayload) GetSecretId() string {
 		return x.SecretId
 	}
 	return ""
+}
+
+func (x *SecretPayload) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
 }
 
 type SecretStored struct {
@@ -2116,10 +2125,11 @@ const file_safeconduct_v1_peer_proto_rawDesc = "" +
 	"ArmPayload\x12!\n" +
 	"\fmigration_id\x18\x01 \x01(\tR\vmigrationId\"1\n" +
 	"\fArmedPayload\x12!\n" +
-	"\fmigration_id\x18\x01 \x01(\tR\vmigrationId\"D\n" +
+	"\fmigration_id\x18\x01 \x01(\tR\vmigrationId\"b\n" +
 	"\rSecretPayload\x12\x16\n" +
 	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x1b\n" +
-	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\"C\n" +
+	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\x12\x1c\n" +
+	"\tremaining\x18\x03 \x01(\rR\tremaining\"C\n" +
 	"\fSecretStored\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x1b\n" +
 	"\tsecret_id\x18\x02 \x01(\tR\bsecretId\"\x9a\x01\n" +

@@ -3,9 +3,11 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -84,7 +86,11 @@ type HTTP struct {
 
 // Policy is the signed word of the operator on what is accepted.
 type Policy struct {
+	// File is the signed envelope, as "safeconduct policy sign" makes it.
 	File string `yaml:"file" validate:"required,startswith=/"`
+	// Keys are the public keys whose signature counts, in PEM. Simulation only: in an enclave they are part of what is measured, for whoever
+	// writes this file must not decide whose policy counts.
+	Keys string `yaml:"keys" validate:"omitempty,startswith=/"`
 }
 
 // Collateral is what quotes are verified against.
@@ -107,6 +113,10 @@ type Integrity struct {
 	TPM string `yaml:"tpm" validate:"omitempty,startswith=device:/|startswith=unix:/|startswith=tcp:"`
 	// PCRs that the TPM quote covers. Default 0 to 7.
 	PCRs []int `yaml:"pcrs" validate:"max=24,unique,dive,gte=0,lte=23"`
+	// BootLog is the firmware's event log, such as /sys/kernel/security/tpm0/binary_bios_measurements, and IMAList the kernel's binary measurement
+	// list, such as /sys/kernel/security/ima/binary_runtime_measurements; empty for a host without. Both need a TPM, IMAList also PCR 10.
+	BootLog string `yaml:"boot_log" validate:"omitempty,startswith=/"`
+	IMAList string `yaml:"ima_list" validate:"omitempty,startswith=/"`
 	// Root is where the host's file system is seen from here; "/" by default, EGo's host mount in an enclave.
 	Root  string `yaml:"root" validate:"omitempty,startswith=/"`
 	Items []Item `yaml:"items" validate:"required,min=1,max=1000,dive"`
@@ -220,6 +230,9 @@ func (c *Config) defaults() {
 	}
 	if len(c.Integrity.PCRs) == 0 {
 		c.Integrity.PCRs = []int{0, 1, 2, 3, 4, 5, 6, 7}
+		if c.Integrity.IMAList != "" {
+			c.Integrity.PCRs = append(c.Integrity.PCRs, 10)
+		}
 	}
 	if c.Log.Level == "" {
 		c.Log.Level = "info"
@@ -231,6 +244,12 @@ func (c *Config) defaults() {
 
 // crossCheck is for rules that no single field can state.
 func (c *Config) crossCheck() error {
+	switch {
+	case c.Mode == tee.ModeSimulated && c.Policy.Keys == "":
+		return errors.New("policy.keys is missing: it names the public keys whose signature makes a policy count")
+	case c.Mode == tee.ModeIntel && c.Policy.Keys != "":
+		return errors.New("policy.keys is for simulations: the keys of a real enclave are measured into it")
+	}
 	seen := map[string]bool{}
 	for _, p := range c.Peers {
 		if seen[p.Host] {
@@ -240,6 +259,12 @@ func (c *Config) crossCheck() error {
 		if p.Host == c.Host {
 			return fmt.Errorf("peers: host %s is this node itself", p.Host)
 		}
+	}
+	if c.Integrity.TPM == "" && (c.Integrity.BootLog != "" || c.Integrity.IMAList != "") {
+		return errors.New("integrity: boot_log and ima_list need a TPM that covers them: set integrity.tpm")
+	}
+	if c.Integrity.IMAList != "" && len(c.Integrity.PCRs) > 0 && !slices.Contains(c.Integrity.PCRs, 10) {
+		return errors.New("integrity.pcrs: ima_list needs PCR 10 among them")
 	}
 	names := map[string]bool{}
 	for _, it := range c.Integrity.Items {

@@ -27,6 +27,7 @@ http:
   listen: 127.0.0.1:9464
 policy:
   file: /etc/safeconduct/policy.json
+  keys: /etc/safeconduct/policy-keys.pem
 collateral:
   dir: /var/lib/safeconduct/collateral
 simulated:
@@ -65,10 +66,11 @@ func TestABadFileIsRefusedWithTheLineAndTheReason(t *testing.T) {
 		"a missing mode":                             {"mode: simulated", "", "mode: is missing"},
 		"a mode that does not exist":                 {"mode: simulated", "mode: none", `line 1: mode: "none" is not one of: intel simulated`},
 		"a port that is no port":                     {"0.0.0.0:7443", "nowhere", `line 10: peer.listen: "nowhere" is not HOST:PORT or unix:PATH`},
+		"no keys for policies":                       {"  keys: /etc/safeconduct/policy-keys.pem\n", "", "policy.keys is missing"},
 		"a relative path":                            {"/etc/safeconduct/policy.json", "policy.json", `line 18: policy.file: "policy.json" does not start with "/"`},
 		"a duration without a unit":                  {"10s", "10", `line 11: peer.handshake_timeout: "10" is not a duration`},
 		"a key given twice":                          {"host: compute1", "host: compute1\nhost: compute3", "line 3: "},
-		"a simulated platform in intel mode":         {"mode: simulated", "mode: intel", "line 22: simulated: is not allowed in this mode"},
+		"a simulated platform in intel mode":         {"mode: simulated", "mode: intel", "line 23: simulated: is not allowed in this mode"},
 		"simulated mode without a platform":          {"  platform: /var/lib/safeconduct/platform\n", "", "simulated.platform: is missing"},
 		"a TPM address of no kind":                   {"unix:/run/tpm.sock", "/dev/tpm0", `integrity.tpm: "/dev/tpm0" is not device:`},
 		"an item kind that does not exist":           {"kind: kernel-image", "kind: magic", `kind: "magic" is not one of`},

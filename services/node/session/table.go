@@ -171,6 +171,19 @@ func (t *Table) Appraised(instance, destination string) (*Session, error) {
 	return s, nil
 }
 
+// Live returns the instance's armed session, whichever way it goes.
+func (t *Table) Live(instance string) (*Session, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expireLocked()
+	s := t.findLocked(func(s *Session) bool { return s.rec.Instance == instance && s.rec.State.Live() })
+	if s == nil {
+		return nil, refusal.New(v1.Reason_REASON_NO_ARMED_SESSION, "there is no armed session for instance %s", instance).
+			Want("no session", "an armed session")
+	}
+	return s, nil
+}
+
 // missingLocked explains why a session that a caller asked for is not there.
 func (t *Table) missingLocked(reason v1.Reason, wanted, instance string, role v1.Role) error {
 	direction := map[v1.Role]string{v1.Role_ROLE_SOURCE: "outgoing", v1.Role_ROLE_DESTINATION: "incoming"}[role]

@@ -1,0 +1,412 @@
+// Package escrow keeps the secrets of VMs (the passphrases that encrypt their vTPMs at rest) in the enclave's sealed storage: those of VMs that
+// live here, and those that came in with a session that has not ended.
+//
+// All of a VM's secrets are one sealed blob, so that every operation is one atomic write: a crash leaves what was before or what is after. Why a
+// secret is never lost from both sides, nor handed out twice by one session:
+//
+//   - The source forgets a secret (Moved) only after the destination has answered that it committed, and the destination answers only after its
+//     Promote is on disk. A crash anywhere before leaves the source's copy; one between the two leaves both.
+//   - Incoming secrets are dropped when the store is opened: a restart has ended their sessions without a commit, so the source has them.
+//   - Release of an incoming secret is recorded before it is handed out. A crash in between costs the release, not the secret: the session is over
+//     anyway.
+//
+// What sealed storage cannot notice after a restart (crypto/sealed), a host that puts an old blob back, gives the host a secret of a VM that was
+// here once and was forgotten: it must start this same enclave and ask for it as nova-compute.
+package escrow
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/crypto/sealed"
+)
+
+// Bounds.
+const (
+	// MaxSecret is the size of a secret in bytes.
+	MaxSecret = 4096
+	// MaxPerInstance is the number of one VM's secrets, incoming ones included.
+	MaxPerInstance = 64
+	// MaxInstances is the number of VMs with secrets on one node.
+	MaxInstances = 100_000
+	// DefaultID names a secret that was given no name.
+	DefaultID = "default"
+
+	maxID = 128
+	kind  = "escrow"
+)
+
+// Sealed is where the secrets rest; crypto/sealed.Store is one.
+type Sealed interface {
+	Put(ctx context.Context, kind, name string, plaintext []byte) error
+	Get(ctx context.Context, kind, name string) ([]byte, error)
+	Delete(ctx context.Context, kind, name string) (bool, error)
+	List(kind string) ([]string, error)
+}
+
+// SessionID names the session that an incoming secret came with.
+type SessionID = [16]byte
+
+// Store is the escrow of one node. It is safe for concurrent use. Its errors are refusals, or those of Sealed.
+type Store struct {
+	sealed Sealed
+	now    func() time.Time
+	mu     sync.Mutex
+}
+
+// entry is one secret, as it is sealed. It does not print.
+type entry struct {
+	ID     string    `json:"id"`
+	Secret []byte    `json:"secret"`
+	At     time.Time `json:"at"`
+	// Of an incoming secret: its session, and whether it was handed out.
+	Session  []byte `json:"session,omitempty"`
+	Released bool   `json:"released,omitempty"`
+}
+
+// Format keeps the secret out of fmt.
+func (e entry) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "[secret %s]", e.ID) }
+
+func (e *entry) incoming() bool { return len(e.Session) > 0 }
+
+// holdings are all secrets of one VM.
+type holdings struct {
+	Entries []entry `json:"entries"`
+}
+
+func (h *holdings) wipe() {
+	for i := range h.Entries {
+		clear(h.Entries[i].Secret)
+	}
+}
+
+// Listed says that there is a secret.
+type Listed struct {
+	Instance, ID string
+	At           time.Time
+	Incoming     bool
+}
+
+// Open opens the escrow over sealed storage and drops incoming secrets, whose sessions are over.
+func Open(ctx context.Context, s Sealed, now func() time.Time) (*Store, error) {
+	e := &Store{sealed: s, now: now}
+	names, err := s.List(kind)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if err := e.change(ctx, name, func(h *holdings) (bool, error) { return h.drop((*entry).incoming), nil }); err != nil {
+			// A blob of another enclave, or damaged: the others are no worse for it.
+			if errors.Is(err, refusal.Because(v1.Reason_REASON_SEALED_DATA_INVALID)) {
+				continue
+			}
+			return nil, err
+		}
+	}
+	return e, nil
+}
+
+// drop removes entries and says whether there were any.
+func (h *holdings) drop(which func(*entry) bool) bool {
+	n := len(h.Entries)
+	h.Entries = slices.DeleteFunc(h.Entries, func(e entry) bool {
+		if which(&e) {
+			clear(e.Secret)
+			return true
+		}
+		return false
+	})
+	return len(h.Entries) != n
+}
+
+func (h *holdings) find(which func(*entry) bool) *entry {
+	for i := range h.Entries {
+		if which(&h.Entries[i]) {
+			return &h.Entries[i]
+		}
+	}
+	return nil
+}
+
+// change loads a VM's secrets, has f change them, and writes them back if it did.
+func (s *Store) change(ctx context.Context, instance string, f func(*holdings) (changed bool, err error)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, existed, err := s.load(ctx, instance)
+	if err != nil {
+		return err
+	}
+	defer h.wipe()
+	changed, err := f(h)
+	if err != nil || !changed {
+		return err
+	}
+	if len(h.Entries) == 0 {
+		_, err := s.sealed.Delete(ctx, kind, instance)
+		return err
+	}
+	if !existed {
+		if err := s.room(); err != nil {
+			return err
+		}
+	}
+	raw, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	defer clear(raw)
+	return s.sealed.Put(ctx, kind, instance, raw)
+}
+
+func (s *Store) room() error {
+	names, err := s.sealed.List(kind)
+	if err != nil {
+		return err
+	}
+	if len(names) >= MaxInstances {
+		return refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "this node has secrets of %d instances already", MaxInstances)
+	}
+	return nil
+}
+
+func (s *Store) load(ctx context.Context, instance string) (_ *holdings, existed bool, err error) {
+	raw, err := s.sealed.Get(ctx, kind, instance)
+	if errors.Is(err, sealed.ErrNotFound) {
+		return new(holdings), false, nil
+	}
+	if err != nil {
+		return nil, false, refusal.New(v1.Reason_REASON_SEALED_DATA_INVALID, "the secrets of instance %s: %w", instance, err).On(instance)
+	}
+	defer clear(raw)
+	h := new(holdings)
+	if err := json.Unmarshal(raw, h); err != nil {
+		return nil, false, refusal.New(v1.Reason_REASON_SEALED_DATA_INVALID, "the secrets of instance %s: %w", instance, err).On(instance)
+	}
+	return h, true, nil
+}
+
+func checkID(id string) (string, error) {
+	if id == "" {
+		return DefaultID, nil
+	}
+	if len(id) > maxID {
+		return "", refusal.New(v1.Reason_REASON_INVALID_REQUEST, "secret_id has %d characters, not 1 to %d", len(id), maxID).On("secret_id")
+	}
+	for _, b := range []byte(id) {
+		if b < '!' || b > '~' {
+			return "", refusal.New(v1.Reason_REASON_INVALID_REQUEST, "secret_id %q has characters that are not printable ASCII", id).On("secret_id")
+		}
+	}
+	return id, nil
+}
+
+func checkSecret(secret []byte) error {
+	if len(secret) == 0 || len(secret) > MaxSecret {
+		return refusal.New(v1.Reason_REASON_INVALID_REQUEST, "the secret has %d bytes, not 1 to %d", len(secret), MaxSecret).On("secret")
+	}
+	return nil
+}
+
+// add puts a secret in, unless it is there. same says which entry is the same secret's.
+func (h *holdings) add(e entry, same func(*entry) bool) (changed bool, err error) {
+	if known := h.find(same); known != nil {
+		if subtle.ConstantTimeCompare(known.Secret, e.Secret) == 1 {
+			return false, nil
+		}
+		return false, refusal.New(v1.Reason_REASON_SECRET_CONFLICT, "another secret is escrowed as %s", e.ID).On(e.ID)
+	}
+	if len(h.Entries) >= MaxPerInstance {
+		return false, refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "the instance has %d secrets already", MaxPerInstance)
+	}
+	e.Secret = slices.Clone(e.Secret)
+	h.Entries = append(h.Entries, e)
+	return true, nil
+}
+
+// Escrow seals a secret of a VM. The same secret again changes nothing; another under the same id is REASON_SECRET_CONFLICT.
+func (s *Store) Escrow(ctx context.Context, instance, id string, secret []byte) error {
+	id, err := checkID(id)
+	if err != nil {
+		return err
+	}
+	if err := checkSecret(secret); err != nil {
+		return err
+	}
+	return s.change(ctx, instance, func(h *holdings) (bool, error) {
+		return h.add(entry{ID: id, Secret: secret, At: s.now().UTC()}, func(e *entry) bool { return !e.incoming() && e.ID == id })
+	})
+}
+
+// Each calls f with every secret that is escrowed here for a VM, and how many follow; it is wiped when f returns. Incoming ones are not escrowed.
+func (s *Store) Each(ctx context.Context, instance string, f func(id string, secret []byte, remaining int) error) error {
+	h, err := s.snapshot(ctx, instance)
+	if err != nil {
+		return err
+	}
+	defer h.wipe()
+	h.drop((*entry).incoming)
+	for i, e := range h.Entries {
+		if err := f(e.ID, e.Secret, len(h.Entries)-1-i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) snapshot(ctx context.Context, instance string) (*holdings, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, _, err := s.load(ctx, instance)
+	return h, err
+}
+
+// Receive seals a secret that came with a session.
+func (s *Store) Receive(ctx context.Context, session SessionID, instance, id string, secret []byte) error {
+	id, err := checkID(id)
+	if err != nil {
+		return err
+	}
+	if err := checkSecret(secret); err != nil {
+		return err
+	}
+	return s.change(ctx, instance, func(h *holdings) (bool, error) {
+		return h.add(entry{ID: id, Secret: secret, At: s.now().UTC(), Session: session[:]}, func(e *entry) bool { return e.of(session) && e.ID == id })
+	})
+}
+
+func (e *entry) of(session SessionID) bool { return string(e.Session) == string(session[:]) }
+
+// ReleaseIncoming hands out a secret that came with a session, once. An empty id stands for the only one. The caller wipes the secret.
+func (s *Store) ReleaseIncoming(ctx context.Context, session SessionID, instance, id string) (secret []byte, name string, err error) {
+	err = s.change(ctx, instance, func(h *holdings) (bool, error) {
+		e, err := h.one(instance, id, func(e *entry) bool { return e.of(session) })
+		if err != nil {
+			return false, err
+		}
+		if e.Released {
+			return false, refusal.New(v1.Reason_REASON_ALREADY_USED, "secret %s of this session was released before", e.ID).On(e.ID)
+		}
+		e.Released = true
+		secret, name = slices.Clone(e.Secret), e.ID
+		return true, nil
+	})
+	if err != nil {
+		clear(secret)
+		return nil, "", err
+	}
+	return secret, name, nil
+}
+
+// ReleaseLocal hands out a secret that is escrowed here. An empty id stands for the only one. The caller wipes the secret.
+func (s *Store) ReleaseLocal(ctx context.Context, instance, id string) (secret []byte, name string, err error) {
+	h, err := s.snapshot(ctx, instance)
+	if err != nil {
+		return nil, "", err
+	}
+	defer h.wipe()
+	e, err := h.one(instance, id, func(e *entry) bool { return !e.incoming() })
+	if err != nil {
+		return nil, "", err
+	}
+	return slices.Clone(e.Secret), e.ID, nil
+}
+
+// one finds the entry that is named, or the only one.
+func (h *holdings) one(instance, id string, among func(*entry) bool) (*entry, error) {
+	var found *entry
+	n := 0
+	for i := range h.Entries {
+		e := &h.Entries[i]
+		if among(e) && (id == "" || e.ID == id) {
+			found = e
+			n++
+		}
+	}
+	switch {
+	case n == 0:
+		return nil, refusal.New(v1.Reason_REASON_NO_SECRET, "no secret %s of instance %s is here", id, instance).On(id)
+	case n > 1:
+		return nil, refusal.New(v1.Reason_REASON_INVALID_REQUEST, "instance %s has %d secrets: name one", instance, n).On("secret_id")
+	}
+	return found, nil
+}
+
+// Promote makes what came with a session the VM's own, in place of anything escrowed under the same id from an earlier stay. It is on disk when
+// Promote returns. A session without secrets changes nothing.
+func (s *Store) Promote(ctx context.Context, session SessionID, instance string) error {
+	return s.change(ctx, instance, func(h *holdings) (bool, error) {
+		var ids []string
+		for _, e := range h.Entries {
+			if e.of(session) {
+				ids = append(ids, e.ID)
+			}
+		}
+		if len(ids) == 0 {
+			return false, nil
+		}
+		h.drop(func(e *entry) bool { return !e.incoming() && slices.Contains(ids, e.ID) })
+		for i := range h.Entries {
+			if e := &h.Entries[i]; e.of(session) {
+				e.Session, e.Released = nil, false
+			}
+		}
+		return true, nil
+	})
+}
+
+// Discard drops what came with a session. After Promote there is nothing to drop.
+func (s *Store) Discard(ctx context.Context, session SessionID, instance string) error {
+	return s.change(ctx, instance, func(h *holdings) (bool, error) {
+		return h.drop(func(e *entry) bool { return e.of(session) }), nil
+	})
+}
+
+// Moved drops a VM's escrowed secrets: it has left, and the other node has said that they are its own.
+func (s *Store) Moved(ctx context.Context, instance string) error {
+	_, err := s.Forget(ctx, instance, "")
+	return err
+}
+
+// Forget drops one escrowed secret of a VM, or all of them if id is empty, and says whether there was one.
+func (s *Store) Forget(ctx context.Context, instance, id string) (bool, error) {
+	forgotten := false
+	err := s.change(ctx, instance, func(h *holdings) (bool, error) {
+		forgotten = h.drop(func(e *entry) bool { return !e.incoming() && (id == "" || e.ID == id) })
+		return forgotten, nil
+	})
+	return forgotten && err == nil, err
+}
+
+// List says which secrets are here, of one VM or, if instance is empty, of all. Blobs that do not open are left out.
+func (s *Store) List(ctx context.Context, instance string) ([]Listed, error) {
+	names := []string{instance}
+	if instance == "" {
+		var err error
+		if names, err = s.sealed.List(kind); err != nil {
+			return nil, err
+		}
+	}
+	var out []Listed
+	for _, name := range names {
+		h, err := s.snapshot(ctx, name)
+		if errors.Is(err, refusal.Because(v1.Reason_REASON_SEALED_DATA_INVALID)) && instance == "" {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range h.Entries {
+			out = append(out, Listed{Instance: name, ID: e.ID, At: e.At, Incoming: e.incoming()})
+		}
+		h.wipe()
+	}
+	return out, nil
+}
