@@ -61,7 +61,7 @@ func (a *adminServer) Reload(ctx context.Context, _ *v1.ReloadRequest) (*v1.Relo
 	out := &v1.ReloadResponse{
 		PolicySvn: after.policy.SVN, PolicyDigest: after.policy.Digest[:],
 		PolicyChanged:     before.policy.Digest != after.policy.Digest,
-		CollateralChanged: before.quotes.digest != after.quotes.digest,
+		CollateralChanged: a.refreshCollateral(ctx),
 	}
 	if !out.GetPolicyChanged() && !out.GetCollateralChanged() {
 		return out, nil

@@ -60,7 +60,7 @@ func (a *attestationServer) GetEvidence(ctx context.Context, req *v1.GetEvidence
 }
 
 // Appraise implements AttestationService.
-func (a *attestationServer) Appraise(_ context.Context, req *v1.AppraiseRequest) (*v1.AppraiseResponse, error) {
+func (a *attestationServer) Appraise(ctx context.Context, req *v1.AppraiseRequest) (*v1.AppraiseResponse, error) {
 	var bound *[64]byte
 	if len(req.GetNonce()) > 0 {
 		if err := checkNonce(req.GetNonce()); err != nil {
@@ -69,7 +69,7 @@ func (a *attestationServer) Appraise(_ context.Context, req *v1.AppraiseRequest)
 		data := evidenceReportData(req.GetNonce())
 		bound = &data
 	}
-	verdict := a.judge().appraise(req.GetQuote(), bound, req.GetHost())
+	verdict := a.judge().appraise(ctx, req.GetQuote(), bound, req.GetHost())
 	out := &v1.AppraiseResponse{Accepted: len(verdict.Refusals) == 0}
 	if verdict.Attested != nil {
 		out.Attested = verdict.Attested

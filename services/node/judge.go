@@ -32,8 +32,8 @@ type judge struct {
 	now    func() time.Time
 }
 
-// readJudge reads policy and collateral as they are now.
-func readJudge(ctx context.Context, cfg *config.Config, root RootOfTrust, marks policy.Marks, now func() time.Time) (*judge, error) {
+// readJudge reads the policy as it is now.
+func readJudge(ctx context.Context, cfg *config.Config, root RootOfTrust, marks policy.Marks, quotes *quoteVerifier, now func() time.Time) (*judge, error) {
 	raw, err := readBounded(cfg.Policy.File, policy.MaxEnvelope)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
@@ -44,10 +44,6 @@ func readJudge(ctx context.Context, cfg *config.Config, root RootOfTrust, marks 
 	}
 	if p.Mode != cfg.Mode {
 		return nil, fmt.Errorf("%s: the policy is for mode %s, this node runs in mode %s", cfg.Policy.File, p.Mode, cfg.Mode)
-	}
-	quotes, err := newQuoteVerifier(cfg.Collateral.Dir, root)
-	if err != nil {
-		return nil, err
 	}
 	// Last: what is recorded as the newest policy is one that can be in force.
 	if err := policy.Advance(ctx, marks, p); err != nil {
@@ -78,12 +74,12 @@ type verdict struct {
 }
 
 // appraise judges a quote. bound, if not nil, is what it must be bound to; host, if not empty, under whose enrolment it is judged.
-func (j *judge) appraise(quote []byte, bound *[64]byte, host string) *verdict {
-	return j.appraiseFor(quote, appraisal.Expectation{ReportData: bound, Host: host, Now: j.now()})
+func (j *judge) appraise(ctx context.Context, quote []byte, bound *[64]byte, host string) *verdict {
+	return j.appraiseFor(ctx, quote, appraisal.Expectation{ReportData: bound, Host: host, Now: j.now()})
 }
 
-func (j *judge) appraiseFor(quote []byte, want appraisal.Expectation) *verdict {
-	claims, attested, err := j.quotes.verify(quote, want.Now)
+func (j *judge) appraiseFor(ctx context.Context, quote []byte, want appraisal.Expectation) *verdict {
+	claims, attested, err := j.quotes.verify(ctx, quote, want.Now)
 	if err != nil {
 		return &verdict{Refusals: []*refusal.Refusal{refusal.From(err)}}
 	}
@@ -95,8 +91,8 @@ func (j *judge) appraiseFor(quote []byte, want appraisal.Expectation) *verdict {
 }
 
 // AppraiseEvidence implements handshake.EvidenceAppraiser.
-func (j *judge) AppraiseEvidence(_ context.Context, quote []byte, reportData [64]byte, host string, platform [32]byte) (*handshake.Peer, error) {
-	v := j.appraiseFor(quote, appraisal.Expectation{ReportData: &reportData, Host: host, PlatformID: &platform, Now: j.now()})
+func (j *judge) AppraiseEvidence(ctx context.Context, quote []byte, reportData [64]byte, host string, platform [32]byte) (*handshake.Peer, error) {
+	v := j.appraiseFor(ctx, quote, appraisal.Expectation{ReportData: &reportData, Host: host, PlatformID: &platform, Now: j.now()})
 	if err := first(v.Refusals); err != nil {
 		return nil, err
 	}
@@ -181,7 +177,7 @@ func (n *node) ownPlatform(ctx context.Context) ([32]byte, error) {
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("this enclave cannot make a quote: %w", err)
 	}
-	claims, _, err := n.judge().quotes.verify(quote, n.now())
+	claims, _, err := n.judge().quotes.verify(ctx, quote, n.now())
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("this node cannot verify its own quote: %w", err)
 	}
@@ -202,7 +198,7 @@ func (n *node) selfCheck(ctx context.Context) (*v1.Attested, error) {
 		return nil, err
 	}
 	platform, j := n.base.PlatformID, n.judge()
-	attested := j.appraise(quote, &data, n.host).Attested
+	attested := j.appraise(ctx, quote, &data, n.host).Attested
 	peer, err := j.AppraiseEvidence(ctx, quote, data, n.host, platform)
 	if err == nil {
 		var log *handshake.Log

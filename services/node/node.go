@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/collateral"
+	"github.com/safeconduct/safeconduct/attestation/dcap"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/escrow"
@@ -46,7 +48,11 @@ type node struct {
 	logs      *hostLogs
 	started   time.Time
 
-	// The policy and collateral in force, and how to read them anew; reloading is held while that is done.
+	collateral *collateral.Cache[*dcap.CheckedCollateral]
+	// collateralAge counts changes of collateral; rejudge has a token when sessions are to be judged again for one.
+	collateralAge atomic.Uint64
+	rejudge       chan struct{}
+	// The policy in force, and how to read it anew; reloading is held while that is done.
 	inForce   atomic.Pointer[judge]
 	newJudge  func(context.Context) (*judge, error)
 	reloading sync.Mutex

@@ -1,8 +1,8 @@
 package node
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -24,28 +24,23 @@ type RootOfTrust struct {
 	PolicyKeys policy.Keys
 }
 
-// quoteVerifier verifies quotes under one root and one set of collateral.
+// quoteVerifier verifies quotes under one root, each with the collateral of its kind of platform.
 type quoteVerifier struct {
-	mode    v1.Mode
-	checked *dcap.CheckedCollateral
-	digest  [32]byte
-}
-
-func newQuoteVerifier(dir string, root RootOfTrust) (*quoteVerifier, error) {
-	c, err := collateral.LoadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("collateral.dir: %w", err)
-	}
-	checked, err := dcap.Verifier{Root: root.Pin}.CheckCollateral(c)
-	if err != nil {
-		return nil, fmt.Errorf("collateral.dir: %w", err)
-	}
-	return &quoteVerifier{mode: root.Mode, checked: checked, digest: c.Digest()}, nil
+	mode  v1.Mode
+	cache *collateral.Cache[*dcap.CheckedCollateral]
 }
 
 // verify says what an authentic quote claims. Its errors are refusals.
-func (q *quoteVerifier) verify(raw []byte, now time.Time) (*appraisal.Claims, *v1.Attested, error) {
-	r, err := q.checked.Verify(raw, now)
+func (q *quoteVerifier) verify(ctx context.Context, raw []byte, now time.Time) (*appraisal.Claims, *v1.Attested, error) {
+	key, err := dcap.PlatformOf(raw)
+	if err != nil {
+		return nil, nil, quoteRefusal(err)
+	}
+	checked, _, err := q.cache.Get(ctx, key)
+	if err != nil {
+		return nil, nil, collateralRefusal(key, err)
+	}
+	r, err := checked.Verify(raw, now)
 	if err != nil {
 		return nil, nil, quoteRefusal(err)
 	}
@@ -62,6 +57,16 @@ func (q *quoteVerifier) verify(raw []byte, now time.Time) (*appraisal.Claims, *v
 		Debug: r.Debug, TcbStatus: string(r.Status), AdvisoryIds: r.AdvisoryIDs, TcbEvaluationDataNumber: r.EvaluationDataNumber(),
 		TcbDate: timestamppb.New(r.TCBDate), Fmspc: r.FMSPC, Root: r.RootSubject, ExpiresAt: timestamppb.New(r.ExpiresAt),
 	}, nil
+}
+
+// collateralRefusal names what there is no valid collateral for.
+func collateralRefusal(key collateral.Key, err error) error {
+	r := refusal.New(v1.Reason_REASON_COLLATERAL_INVALID, "there is no valid collateral for platforms of kind %s: %w", key, err).On("collateral")
+	var validity *collateral.ValidityError
+	if errors.As(err, &validity) {
+		return r.On(validity.Artefact).Want(validity.Limit.UTC().Format(time.RFC3339), "valid at "+validity.Now.UTC().Format(time.RFC3339))
+	}
+	return r
 }
 
 // quoteRefusal gives a failed verification its reason: revoked, the collateral's fault, or the quote's.

@@ -71,6 +71,7 @@ func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 	}
 	err = n.serve(ctx, cfg)
 	n.background.Wait()
+	n.collateral.Close()
 	return errors.Join(err, n.peers.close(), ledger.Close())
 }
 
@@ -82,6 +83,7 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 		armMaxAge:        cfg.Sessions.ArmMaxAge.Or(defaultArmMaxAge),
 		handshakes:       semaphore.NewWeighted(int64(cfg.Peer.MaxHandshakes)),
 		blobs:            semaphore.NewWeighted(maxBlobsAtOnce),
+		rejudge:          make(chan struct{}, 1),
 		metrics:          newMetrics(string(cfg.Mode), version.Version),
 	}
 	store, err := sealed.NewStore(filepath.Join(cfg.StateDir, "sealed"), tee.SealKeys{Enclave: enclave})
@@ -91,7 +93,12 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 	if n.escrow, err = escrow.Open(ctx, store, n.now); err != nil {
 		return nil, err
 	}
-	n.newJudge = func(ctx context.Context) (*judge, error) { return readJudge(ctx, cfg, root, store, n.now) }
+	if n.collateral, err = newCache(cfg, root, log, n.now); err != nil {
+		return nil, err
+	}
+	n.collateral.OnChange(n.collateralChanged)
+	quotes := &quoteVerifier{mode: root.Mode, cache: n.collateral}
+	n.newJudge = func(ctx context.Context) (*judge, error) { return readJudge(ctx, cfg, root, store, quotes, n.now) }
 	j, err := n.newJudge(ctx)
 	if err != nil {
 		return nil, err
@@ -167,6 +174,8 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 		group.Go(func() error { <-ctx.Done(); return ignoreClosed(httpServer.Close()) })
 	}
 	group.Go(func() error { n.expireLoop(ctx); return nil })
+	group.Go(func() error { return ignoreEnd(ctx, n.collateral.Run(ctx)) })
+	group.Go(func() error { n.rejudgeLoop(ctx); return nil })
 	group.Go(func() error { ready.watch(ctx, selfCheckPeriod, n.selfCheck); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -188,6 +197,14 @@ func stopSoon(s *grpc.Server) {
 	timer := time.AfterFunc(stopGrace, s.Stop)
 	defer timer.Stop()
 	s.GracefulStop()
+}
+
+// ignoreEnd drops what a loop says when its context has ended.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 func ignoreClosed(err error) error {

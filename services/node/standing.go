@@ -17,11 +17,20 @@ type live struct {
 	ended func(*live)
 
 	mu    sync.Mutex
-	under *judge // by which the peer was last accepted
+	under basis // on which the peer was last accepted
 }
 
+// basis of a verdict: the policy in force, and the age of the collateral.
+type basis struct {
+	judge *judge
+	age   uint64
+}
+
+// basis is the one of a verdict that is made from now on. Collateral that changes meanwhile makes it old at once.
+func (n *node) basis() basis { return basis{judge: n.judge(), age: n.collateralAge.Load()} }
+
 // hold makes what a session holds once it is appraised.
-func (n *node) hold(hs *handshake.Session, under *judge) *live {
+func (n *node) hold(hs *handshake.Session, under basis) *live {
 	return &live{Session: hs, under: under, ended: n.discard}
 }
 
@@ -32,11 +41,11 @@ func (l *live) Destroy() {
 }
 
 // party is this node in a handshake that begins now: it is judged, from beginning to end, by the policy whose digest it announces.
-func (n *node) party() (*handshake.Node, *judge) {
-	j := n.judge()
+func (n *node) party() (*handshake.Node, basis) {
+	b := n.basis()
 	p := n.base
-	p.PolicyDigest, p.Evidence, p.Reference = j.policy.Digest, j, n
-	return &p, j
+	p.PolicyDigest, p.Evidence, p.Reference = b.judge.policy.Digest, b.judge, n
+	return &p, b
 }
 
 // judge is the one in force.
@@ -57,22 +66,22 @@ func (n *node) standing(ctx context.Context, s *session.Session) (*live, error) 
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	j, expires := n.judge(), l.PeerAttested().GetExpiresAt()
-	if l.under == j && (expires == nil || !n.now().After(expires.AsTime())) {
+	now, expires := n.basis(), l.PeerAttested().GetExpiresAt()
+	if l.under == now && (expires == nil || !n.now().After(expires.AsTime())) {
 		return l, nil
 	}
 	var logs handshake.LogAppraiser
-	if l.under.policy.Digest != j.policy.Digest {
-		logs = j
+	if l.under.judge.policy.Digest != now.judge.policy.Digest {
+		logs = now.judge
 	}
-	if err := l.Rejudge(ctx, j, logs); err != nil {
+	if err := l.Rejudge(ctx, now.judge, logs); err != nil {
 		r := *refusal.From(err)
 		r.Message = "the peer was accepted and no longer is: " + r.Message
 		n.abort(ctx, s, &r)
 		return nil, &r
 	}
-	l.under = j
-	n.log.Info("the peer was judged again and stands", "session", s.Record().ID.String(), "peer", l.PeerHost(), "policy_svn", j.policy.SVN)
+	l.under = now
+	n.log.Info("the peer was judged again and stands", "session", s.Record().ID.String(), "peer", l.PeerHost(), "policy_svn", now.judge.policy.SVN)
 	return l, nil
 }
 

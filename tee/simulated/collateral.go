@@ -19,11 +19,12 @@ import (
 
 // The files of collateral.
 const (
-	TCBInfoFile         = "tcb_info.json"
-	QEIdentityFile      = "qe_identity.json"
-	TCBSigningChainFile = "tcb_signing_chain.pem"
-	PCKCRLFile          = "pck_crl.der"
-	RootCACRLFile       = "root_ca_crl.der"
+	TCBInfoFile           = "tcb_info.json"
+	QEIdentityFile        = "qe_identity.json"
+	TCBSigningChainFile   = "tcb_signing_chain.pem"
+	PCKCRLIssuerChainFile = "pck_crl_issuer_chain.pem"
+	PCKCRLFile            = "pck_crl.der"
+	RootCACRLFile         = "root_ca_crl.der"
 )
 
 // Files maps the names of collateral files to their exact bytes.
@@ -136,7 +137,8 @@ func (a *Authority) Issue(opts CollateralOptions) (Files, error) {
 	}
 	return Files{
 		TCBInfoFile: tcbInfo, QEIdentityFile: identity, PCKCRLFile: pckCRL, RootCACRLFile: rootCRL,
-		TCBSigningChainFile: append(encodeCert(a.signing.cert), a.RootPEM()...),
+		TCBSigningChainFile:   append(encodeCert(a.signing.cert), a.RootPEM()...),
+		PCKCRLIssuerChainFile: append(encodeCert(a.cas[o.CA].cert), a.RootPEM()...),
 	}, nil
 }
 

@@ -52,7 +52,7 @@ func open(t *testing.T, dir string, m Measurement) *Platform {
 
 func TestAnAuthorityIsLaidOutAsCollateralAndKeepsItsKeysPrivate(t *testing.T) {
 	_, dir := authority(t)
-	public := []string{RootFile, TCBInfoFile, QEIdentityFile, TCBSigningChainFile, PCKCRLFile, RootCACRLFile}
+	public := []string{RootFile, TCBInfoFile, QEIdentityFile, TCBSigningChainFile, PCKCRLFile, PCKCRLIssuerChainFile, RootCACRLFile}
 	for _, name := range public {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() == 0 {
 			t.Errorf("%s: %v", name, err)

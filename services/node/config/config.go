@@ -93,10 +93,19 @@ type Policy struct {
 	Keys string `yaml:"keys" validate:"omitempty,startswith=/"`
 }
 
-// Collateral is what quotes are verified against.
+// Collateral is where that which quotes are verified against comes from: one of Dir, Bundle and PCCS. What came is kept under state_dir.
 type Collateral struct {
-	// Dir holds tcb_info.json, qe_identity.json, pck_crl.der, root_ca_crl.der and tcb_signing_chain.pem.
-	Dir string `yaml:"dir" validate:"required,startswith=/"`
+	// Dir holds tcb_info.json, qe_identity.json, pck_crl.der, root_ca_crl.der and tcb_signing_chain.pem, or a directory of these for each kind of
+	// platform, named FMSPC-CA. It is read again on reload.
+	Dir string `yaml:"dir" validate:"omitempty,startswith=/"`
+	// Bundle is a file that "safeconduct pccs fetch" made, for a site without a network. It is read again on reload.
+	Bundle string `yaml:"bundle" validate:"omitempty,startswith=/"`
+	// PCCS is the URL of the data centre's PCCS, such as https://pccs.example:8081, or of Intel's service.
+	PCCS string `yaml:"pccs" validate:"omitempty,url"`
+	// PCCSCA is the CA of the PCCS's own certificate, in PEM; the system's CAs by default.
+	PCCSCA string `yaml:"pccs_ca" validate:"omitempty,startswith=/"`
+	// MaxAge is when a set is fetched again, however long it is valid. Default 24h.
+	MaxAge Duration `yaml:"max_age" validate:"omitempty,duration"`
 }
 
 // Simulated is the simulated TEE. It protects nothing.
@@ -244,6 +253,15 @@ func (c *Config) defaults() {
 
 // crossCheck is for rules that no single field can state.
 func (c *Config) crossCheck() error {
+	sources := 0
+	for _, s := range []string{c.Collateral.Dir, c.Collateral.Bundle, c.Collateral.PCCS} {
+		if s != "" {
+			sources++
+		}
+	}
+	if sources != 1 {
+		return fmt.Errorf("collateral: %d of dir, bundle and pccs are given, expected one", sources)
+	}
 	switch {
 	case c.Mode == tee.ModeSimulated && c.Policy.Keys == "":
 		return errors.New("policy.keys is missing: it names the public keys whose signature makes a policy count")

@@ -6,6 +6,8 @@
 //
 //   - The source forgets a secret (Moved) only after the destination has answered that it committed, and the destination answers only after its
 //     Promote is on disk. A crash anywhere before leaves the source's copy; one between the two leaves both.
+//   - It forgets those that it has sent, no others: one that was escrowed while the VM moved is on the source alone, and so is one that has come
+//     back with the VM since.
 //   - Incoming secrets are dropped when the store is opened: a restart has ended their sessions without a commit, so the source has them.
 //   - Release of an incoming secret is recorded before it is handed out. A crash in between costs the release, not the secret: the session is over
 //     anyway.
@@ -16,6 +18,7 @@ package escrow
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
@@ -59,7 +62,24 @@ type SessionID = [16]byte
 type Store struct {
 	sealed Sealed
 	now    func() time.Time
-	mu     sync.Mutex
+
+	mu sync.Mutex
+	// sent is what the last Each of a VM has delivered, until Moved.
+	sent map[string]*delivery
+}
+
+// delivery names entries that have crossed. An entry that was replaced since under the same id is another one; clocks may be too coarse to tell
+// two of them apart by their times alone.
+type delivery struct{ entries map[string]crossed }
+
+type crossed struct {
+	at     time.Time
+	digest [sha256.Size]byte
+}
+
+func (d *delivery) has(e *entry) bool {
+	c, ok := d.entries[e.ID]
+	return ok && c.at.Equal(e.At) && c.digest == sha256.Sum256(e.Secret)
 }
 
 // entry is one secret, as it is sealed. It does not print.
@@ -97,7 +117,7 @@ type Listed struct {
 
 // Open opens the escrow over sealed storage and drops incoming secrets, whose sessions are over.
 func Open(ctx context.Context, s Sealed, now func() time.Time) (*Store, error) {
-	e := &Store{sealed: s, now: now}
+	e := &Store{sealed: s, now: now, sent: make(map[string]*delivery)}
 	names, err := s.List(kind)
 	if err != nil {
 		return nil, err
@@ -182,6 +202,9 @@ func (s *Store) load(ctx context.Context, instance string) (_ *holdings, existed
 	if errors.Is(err, sealed.ErrNotFound) {
 		return new(holdings), false, nil
 	}
+	if err != nil && !damaged(err) {
+		return nil, false, fmt.Errorf("the secrets of instance %s: %w", instance, err)
+	}
 	if err != nil {
 		return nil, false, refusal.New(v1.Reason_REASON_SEALED_DATA_INVALID, "the secrets of instance %s: %w", instance, err).On(instance)
 	}
@@ -191,6 +214,18 @@ func (s *Store) load(ctx context.Context, instance string) (_ *holdings, existed
 		return nil, false, refusal.New(v1.Reason_REASON_SEALED_DATA_INVALID, "the secrets of instance %s: %w", instance, err).On(instance)
 	}
 	return h, true, nil
+}
+
+// damaged says whether err condemns the blob itself, as opposed to a disk, a key or a caller that failed.
+func damaged(err error) bool {
+	for _, e := range []error{
+		sealed.ErrMalformed, sealed.ErrVersion, sealed.ErrMode, sealed.ErrWrongBlob, sealed.ErrNotAuthentic, sealed.ErrRollback,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func checkID(id string) (string, error) {
@@ -246,6 +281,7 @@ func (s *Store) Escrow(ctx context.Context, instance, id string, secret []byte) 
 }
 
 // Each calls f with every secret that is escrowed here for a VM, and how many follow; it is wiped when f returns. Incoming ones are not escrowed.
+// What f took without an error counts as sent, until the next Each of the VM: Moved drops it.
 func (s *Store) Each(ctx context.Context, instance string, f func(id string, secret []byte, remaining int) error) error {
 	h, err := s.snapshot(ctx, instance)
 	if err != nil {
@@ -253,12 +289,30 @@ func (s *Store) Each(ctx context.Context, instance string, f func(id string, sec
 	}
 	defer h.wipe()
 	h.drop((*entry).incoming)
-	for i, e := range h.Entries {
+	sent := s.beginDelivery(instance)
+	for i := range h.Entries {
+		e := &h.Entries[i]
 		if err := f(e.ID, e.Secret, len(h.Entries)-1-i); err != nil {
 			return err
 		}
+		s.delivered(sent, e)
 	}
 	return nil
+}
+
+// beginDelivery takes the place of an earlier delivery, to a destination that was given up.
+func (s *Store) beginDelivery(instance string) *delivery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := &delivery{entries: make(map[string]crossed)}
+	s.sent[instance] = d
+	return d
+}
+
+func (s *Store) delivered(d *delivery, e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.entries[e.ID] = crossed{e.At, sha256.Sum256(e.Secret)}
 }
 
 func (s *Store) snapshot(ctx context.Context, instance string) (*holdings, error) {
@@ -369,19 +423,42 @@ func (s *Store) Discard(ctx context.Context, session SessionID, instance string)
 	})
 }
 
-// Moved drops a VM's escrowed secrets: it has left, and the other node has said that they are its own.
+// Moved drops the secrets of a VM that Each has sent: it has left, and the other node has said that they are its own. It drops nothing after a
+// restart, which has ended every session.
 func (s *Store) Moved(ctx context.Context, instance string) error {
-	_, err := s.Forget(ctx, instance, "")
-	return err
+	s.mu.Lock()
+	sent := s.sent[instance]
+	s.mu.Unlock()
+	if sent == nil {
+		return nil
+	}
+	err := s.change(ctx, instance, func(h *holdings) (bool, error) {
+		return h.drop(func(e *entry) bool { return !e.incoming() && sent.has(e) }), nil
+	})
+	if err != nil {
+		return err // sent is kept: the caller may try again
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sent[instance] == sent {
+		delete(s.sent, instance)
+	}
+	return nil
 }
 
-// Forget drops one escrowed secret of a VM, or all of them if id is empty, and says whether there was one.
+// Forget drops one escrowed secret of a VM, or all of them if id is empty, and says whether there was one. Of a VM whose secrets do not open,
+// only all can be dropped.
 func (s *Store) Forget(ctx context.Context, instance, id string) (bool, error) {
 	forgotten := false
 	err := s.change(ctx, instance, func(h *holdings) (bool, error) {
 		forgotten = h.drop(func(e *entry) bool { return !e.incoming() && (id == "" || e.ID == id) })
 		return forgotten, nil
 	})
+	if id == "" && errors.Is(err, refusal.Because(v1.Reason_REASON_SEALED_DATA_INVALID)) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.sealed.Delete(ctx, kind, instance)
+	}
 	return forgotten && err == nil, err
 }
 

@@ -30,6 +30,7 @@ type disk struct {
 	writes int
 	failAt int // 0: never
 	after  bool
+	unread error // what every Get fails with
 }
 
 func newDisk() *disk { return &disk{blobs: map[string][]byte{}} }
@@ -55,6 +56,9 @@ func (d *disk) Put(_ context.Context, kind, name string, b []byte) error {
 func (d *disk) Get(_ context.Context, kind, name string) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.unread != nil {
+		return nil, d.unread
+	}
 	b, ok := d.blobs[kind+"/"+name]
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", sealed.ErrNotFound, name)
@@ -295,6 +299,103 @@ func TestABlobThatDoesNotOpenStopsOnlyItsOwnVM(t *testing.T) {
 	if all, err := s.List(t.Context(), ""); err != nil || len(all) != 1 {
 		t.Errorf("%v, %v", all, err)
 	}
+	_, err = s.Forget(t.Context(), other, "v1")
+	want(t, "forgetting one of the damaged", err, v1.Reason_REASON_SEALED_DATA_INVALID)
+	if forgotten, err := s.Forget(t.Context(), other, ""); err != nil || !forgotten || len(d.blobs) != 1 {
+		t.Errorf("%t, %v, %d blobs left", forgotten, err, len(d.blobs))
+	}
+}
+
+func TestABlobIsCondemnedForWhatItIsAndNotForADiskThatFails(t *testing.T) {
+	d := newDisk()
+	s := open(t, d)
+	must(t, s.Escrow(t.Context(), vm, "", []byte("x")))
+	for _, c := range []struct {
+		unread    error
+		condemned bool
+	}{
+		{sealed.ErrNotAuthentic, true}, {sealed.ErrRollback, true}, {sealed.ErrMode, true}, {sealed.ErrWrongBlob, true},
+		{sealed.ErrMalformed, true}, {sealed.ErrVersion, true},
+		{errDisk, false}, {sealed.ErrSealKey, false}, {context.Canceled, false},
+	} {
+		d.unread = c.unread
+		_, _, err := s.ReleaseLocal(t.Context(), vm, "")
+		if got := errors.Is(err, refusal.Because(v1.Reason_REASON_SEALED_DATA_INVALID)); got != c.condemned || !errors.Is(err, c.unread) {
+			t.Errorf("%v: got %v", c.unread, err)
+		}
+		if _, err := Open(t.Context(), d, time.Now); (err == nil) != c.condemned {
+			t.Errorf("opening with %v: %v", c.unread, err)
+		}
+		if _, err := s.Forget(t.Context(), vm, ""); !c.condemned && (err == nil || len(d.blobs) != 1) {
+			t.Errorf("a secret was dropped because of %v", c.unread)
+		}
+		d.unread = nil
+		must(t, s.Escrow(t.Context(), vm, "", []byte("x")))
+	}
+}
+
+func TestTheSourceForgetsOnlyWhatItHasSent(t *testing.T) {
+	keep := func(string, []byte, int) error { return nil }
+	t.Run("a secret escrowed while the VM moved stays", func(t *testing.T) {
+		s := open(t, newDisk())
+		must(t, s.Escrow(t.Context(), vm, "v1", []byte("old")))
+		must(t, s.Each(t.Context(), vm, keep))
+		must(t, s.Escrow(t.Context(), vm, "v2", []byte("new")))
+		must(t, s.Moved(t.Context(), vm))
+		s.wantLocal(t, "", "new")
+	})
+	t.Run("one that replaced another under the same id stays", func(t *testing.T) {
+		s := open(t, newDisk())
+		must(t, s.Escrow(t.Context(), vm, "", []byte("old")))
+		must(t, s.Each(t.Context(), vm, keep))
+		_, err := s.Forget(t.Context(), vm, "")
+		must(t, err)
+		must(t, s.Escrow(t.Context(), vm, "", []byte("new")))
+		must(t, s.Moved(t.Context(), vm))
+		s.wantLocal(t, "", "new")
+	})
+	t.Run("one that has come back with the VM stays", func(t *testing.T) {
+		s := open(t, newDisk())
+		must(t, s.Escrow(t.Context(), vm, "", []byte("x")))
+		must(t, s.Each(t.Context(), vm, keep))
+		must(t, s.Receive(t.Context(), first, vm, "", []byte("x")))
+		must(t, s.Promote(t.Context(), first, vm))
+		must(t, s.Moved(t.Context(), vm)) // late
+		s.wantLocal(t, "", "x")
+	})
+	t.Run("one that the destination did not take stays", func(t *testing.T) {
+		s := open(t, newDisk())
+		must(t, s.Escrow(t.Context(), vm, "a", []byte("taken")))
+		must(t, s.Escrow(t.Context(), vm, "b", []byte("not taken")))
+		err := s.Each(t.Context(), vm, func(id string, _ []byte, _ int) error {
+			if id == "b" {
+				return errDisk
+			}
+			return nil
+		})
+		if !errors.Is(err, errDisk) {
+			t.Error(err)
+		}
+		must(t, s.Moved(t.Context(), vm))
+		s.wantLocal(t, "", "not taken")
+	})
+	t.Run("what another destination took before does not count", func(t *testing.T) {
+		s := open(t, newDisk())
+		must(t, s.Escrow(t.Context(), vm, "", []byte("x")))
+		must(t, s.Each(t.Context(), vm, keep))
+		_ = s.Each(t.Context(), vm, func(string, []byte, int) error { return errDisk })
+		must(t, s.Moved(t.Context(), vm))
+		s.wantLocal(t, "", "x")
+	})
+	t.Run("nothing was sent in the life of the service", func(t *testing.T) {
+		d := newDisk()
+		s := open(t, d)
+		must(t, s.Escrow(t.Context(), vm, "", []byte("x")))
+		must(t, s.Each(t.Context(), vm, keep))
+		s = open(t, d)
+		must(t, s.Moved(t.Context(), vm))
+		s.wantLocal(t, "", "x")
+	})
 }
 
 func TestNoSecretPrints(t *testing.T) {
