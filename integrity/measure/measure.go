@@ -82,6 +82,8 @@ type Measurer struct {
 	// turn is held by the measurement under way; a channel, so that waiting for it ends with the context.
 	turn   chan struct{}
 	hasher *hasher
+	// objects are what ELF files ask for, by path and digest. The measurement under way has it.
+	objects map[string]*object
 }
 
 // New checks the configuration. It reads nothing. The error is ErrConfig.
@@ -100,7 +102,8 @@ func New(c Config) (*Measurer, error) {
 	}
 	return &Measurer{
 		root: filepath.Clean(c.Root), items: slices.Clone(c.Items), turn: make(chan struct{}, 1),
-		hasher: newHasher(cmp.Or(c.MaxFileSize, DefaultMaxFileSize), c.Now),
+		objects: map[string]*object{},
+		hasher:  newHasher(cmp.Or(c.MaxFileSize, DefaultMaxFileSize), c.Now),
 	}, nil
 }
 

@@ -19,6 +19,7 @@ import (
 // Bounds of a program.
 const (
 	maxLibraries = 1024
+	maxObjects   = 8192 // remembered
 	// maxELF bounds what is parsed, in bytes: QEMU has about 30 MB.
 	maxELF = 512 << 20
 )
@@ -48,7 +49,7 @@ func (m *Measurer) program(ctx context.Context, name, file string) ([]*v1.Integr
 	if err != nil {
 		return nil, err
 	}
-	root, err := m.object(first.GetPath())
+	root, err := m.objectOf(first)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +92,7 @@ func (m *Measurer) program(ctx context.Context, name, file string) ([]*v1.Integr
 		}
 		entries = append(entries, e)
 		if e.GetAbsent() == "" {
-			o, err := m.object(e.GetPath())
+			o, err := m.objectOf(e)
 			if err != nil {
 				return nil, err
 			}
@@ -139,6 +140,23 @@ func (m *Measurer) library(ctx context.Context, name, soname string, dirs []stri
 		}
 	}
 	return absent(name, soname, "in none of the loader's directories"), nil
+}
+
+// objectOf is object of a file that was measured, remembered by its path and digest.
+func (m *Measurer) objectOf(e *v1.IntegrityEntry) (*object, error) {
+	key := e.GetPath() + "\x00" + string(e.GetDigest())
+	if o, known := m.objects[key]; known {
+		return o, nil
+	}
+	o, err := m.object(e.GetPath())
+	if err != nil {
+		return nil, err
+	}
+	if len(m.objects) >= maxObjects {
+		clear(m.objects)
+	}
+	m.objects[key] = o
+	return o, nil
 }
 
 // object reads what an ELF file asks for; nil if the file is none.

@@ -302,7 +302,9 @@ func (d *demo) migrate(ctx context.Context) error {
 	}
 	d.report.Appraised = map[string]any{"matched": p.GetMatched(), "unjudged": p.GetUnjudged(), "tpm_quote_verified": p.GetTpmQuoteVerified(), "items": p.GetItems()}
 	say("attested:  %s, mrenclave %x..., TCB %s, %s, under %q", a.GetHost(), a.GetMrenclave()[:8], a.GetTcbStatus(), a.GetMode(), a.GetRoot())
-	say("appraised: %d items match (%s), TPM quote verified: %v", p.GetMatched(), strings.Join(p.GetItems(), ", "), p.GetTpmQuoteVerified())
+	shown := slices.DeleteFunc(slices.Clone(p.GetItems()), func(item string) bool { return strings.Contains(item, "/lib/") })
+	say("appraised: %d items match (%s, and %d shared libraries), TPM quote verified: %v", p.GetMatched(), strings.Join(shown, ", "),
+		len(p.GetItems())-len(shown), p.GetTpmQuoteVerified())
 	say("session:   %s", d.report.SessionID)
 	begun := time.Now()
 	if err := d.arm(ctx, d.report.MigrationID); err != nil {
