@@ -12,6 +12,7 @@ import (
 	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/dcap"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
@@ -28,6 +29,19 @@ type Claims struct {
 	AdvisoryIDs          []string
 	EvaluationDataNumber uint32
 	PPID                 [16]byte
+	// Numbers of the two CRLs, and the oldest part of the collateral.
+	PCKCRLNumber, RootCACRLNumber uint64
+	OldestIssued                  time.Time
+	OldestArtefact                string
+}
+
+// ClaimsOf are the claims of a verified quote of an SGX enclave.
+func ClaimsOf(r *dcap.Result) *Claims {
+	return &Claims{
+		MREnclave: r.MREnclave, MRSigner: r.MRSigner, ISVProdID: r.ISVProdID, ISVSVN: r.ISVSVN, Debug: r.Debug, ReportData: r.ReportData,
+		TCBStatus: string(r.Status), AdvisoryIDs: r.AdvisoryIDs, EvaluationDataNumber: r.EvaluationDataNumber(), PPID: r.PPID,
+		PCKCRLNumber: r.PCKCRLNumber, RootCACRLNumber: r.RootCACRLNumber, OldestIssued: r.OldestIssued, OldestArtefact: string(r.OldestArtefact),
+	}
 }
 
 // Expectation is what the appraiser knows by itself. A nil or empty field is not asked for.
@@ -56,6 +70,9 @@ func Appraise(c *Claims, p *policy.Policy, want Expectation) []*refusal.Refusal 
 	against(tcbStatus(c, p))
 	against(advisories(c, p))
 	against(evaluation(c, p))
+	against(crlNumber("pck_crl", c.PCKCRLNumber, p.TCB.MinPCKCRLNumber))
+	against(crlNumber("root_ca_crl", c.RootCACRLNumber, p.TCB.MinRootCACRLNumber))
+	against(collateralAge(c, p, want.Now))
 	if want.Host != "" {
 		against(enrolled(c, p, want))
 	}
@@ -183,6 +200,23 @@ func evaluation(c *Claims, p *policy.Policy) *refusal.Refusal {
 	return refusal.New(v1.Reason_REASON_COLLATERAL_INVALID, "the collateral is of an older evaluation than the policy asks for").
 		On("tcb evaluation data number").
 		Want(fmt.Sprint(c.EvaluationDataNumber), fmt.Sprintf("at least %d", p.TCB.MinEvaluationDataNumber))
+}
+
+func crlNumber(item string, found, least uint64) *refusal.Refusal {
+	if found >= least {
+		return nil
+	}
+	return refusal.New(v1.Reason_REASON_COLLATERAL_INVALID, "a revocation list is older than the policy asks for").On(item).
+		Want(fmt.Sprintf("number %d", found), fmt.Sprintf("at least %d", least))
+}
+
+func collateralAge(c *Claims, p *policy.Policy, now time.Time) *refusal.Refusal {
+	most := time.Duration(p.TCB.MaxCollateralAge)
+	if age := now.Sub(c.OldestIssued); most == 0 || age <= most {
+		return nil
+	}
+	return refusal.New(v1.Reason_REASON_COLLATERAL_INVALID, "the collateral was issued longer ago than the policy accepts").On(c.OldestArtefact).
+		Want("issued "+stamp(c.OldestIssued), fmt.Sprintf("not before %s", stamp(now.Add(-most))))
 }
 
 // enrolled checks that the processor and the TPM key make the platform id that is enrolled for the host, and that it is the one claimed.

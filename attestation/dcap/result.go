@@ -44,6 +44,10 @@ type Result struct {
 	// included.
 	NotBefore, ExpiresAt               time.Time
 	NotBeforeArtefact, ExpiresArtefact Artefact
+	// OldestIssued is when the oldest of TCB info, QE identity and the two CRLs was issued, and OldestArtefact which it is: the age of the
+	// collateral, which says how long a revocation may have gone unseen.
+	OldestIssued   time.Time
+	OldestArtefact Artefact
 }
 
 // EvaluationDataNumber is the lower of the two generations.

@@ -107,6 +107,16 @@ func (k *CheckedCollateral) periods() []period {
 	}
 }
 
+// oldest is the artefact that is issued again and again which was issued first.
+func (k *CheckedCollateral) oldest() (at time.Time, of Artefact) {
+	for _, p := range []period{k.tcb.period(ArtefactTCBInfo), k.qe.period(ArtefactQEIdentity), k.pckCRL.period(), k.rootCRL.period()} {
+		if of == "" || p.from.Before(at) {
+			at, of = p.from, p.artefact
+		}
+	}
+	return at, of
+}
+
 // ExpiresAt is the moment after which no quote verifies against this collateral, and the artefact that is then the first to expire: for
 // whoever watches over its renewal.
 func (k *CheckedCollateral) ExpiresAt() (time.Time, Artefact) {
@@ -153,6 +163,7 @@ func (k *CheckedCollateral) Verify(rawQuote []byte, now time.Time) (*Result, err
 		RootSubject: root.Subject.String(), RootPin: k.pin, PCKCRLNumber: k.pckCRL.number, RootCACRLNumber: k.rootCRL.number,
 		NotBefore: w.from, ExpiresAt: w.to, NotBeforeArtefact: w.begins, ExpiresArtefact: w.expires,
 	}
+	r.OldestIssued, r.OldestArtefact = k.oldest()
 	r.setReport(q)
 	return k.judge(r)
 }

@@ -68,6 +68,28 @@ type TCB struct {
 	ToleratedAdvisories []string `json:"tolerated_advisories,omitempty"`
 	// MinEvaluationDataNumber is the oldest collateral generation that is accepted.
 	MinEvaluationDataNumber uint32 `json:"min_evaluation_data_number,omitempty"`
+	// MinPCKCRLNumber and MinRootCACRLNumber are the lowest numbers of the two CRLs that are accepted.
+	MinPCKCRLNumber    uint64 `json:"min_pck_crl_number,omitempty"`
+	MinRootCACRLNumber uint64 `json:"min_root_ca_crl_number,omitempty"`
+	// MaxCollateralAge bounds how long ago the oldest of TCB info, QE identity and the two CRLs may have been issued, such as "720h"; empty leaves it
+	// to their own dates.
+	MaxCollateralAge Duration `json:"max_collateral_age,omitempty"`
+}
+
+// Duration is a time.Duration written as "30s" or "720h"; zero is written as nothing.
+type Duration time.Duration
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText accepts what time.ParseDuration does, above zero.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil || v <= 0 {
+		return fmt.Errorf("%.40q is not a duration such as \"720h\"", b)
+	}
+	*d = Duration(v)
+	return nil
 }
 
 // Platform is an enrolled node.

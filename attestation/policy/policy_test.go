@@ -13,7 +13,8 @@ var (
   "schema": "safeconduct/policy/v1", "policy_svn": 3, "mode": "simulated",
   "enclaves": [{"name": "release 1", "mrenclave": "` + d32 + `", "not_before": "2026-11-01T00:00:00Z"},
                {"mrsigner": "` + d32 + `", "isv_prod_id": 1, "min_isv_svn": 2, "debug": true}],
-  "tcb": {"statuses": ["UpToDate", "SWHardeningNeeded"], "tolerated_advisories": ["INTEL-SA-00615"], "min_evaluation_data_number": 17},
+  "tcb": {"statuses": ["UpToDate", "SWHardeningNeeded"], "tolerated_advisories": ["INTEL-SA-00615"], "min_evaluation_data_number": 17,
+          "min_pck_crl_number": 2, "min_root_ca_crl_number": 3, "max_collateral_age": "720h"},
   "platforms": [{"host": "compute1", "platform_id": "` + d32 + `", "tpm_key": "0011"}],
   "integrity": {"files": {"vmm/qemu": {"sha256": ["` + d32 + `"]}}, "pcrs": {"0": ["` + d32 + `"]}, "tpm": {}}
 }`
@@ -79,6 +80,8 @@ func TestABadPolicyIsRefusedWithTheKey(t *testing.T) {
 		"a window that never opens":      {`"not_before": "2026-11-01T00:00:00Z"`, `"not_before": "2026-11-01T00:00:00Z", "not_after": "2026-11-01T00:00:00Z"`, "not_after is not after"},
 		"a status that does not exist":   {`"SWHardeningNeeded"`, `"Fine"`, `"Fine" is not one of`},
 		"revoked as an accepted status":  {`"SWHardeningNeeded"`, `"Revoked"`, `"Revoked" is not one of`},
+		"a negative age":                 {`"720h"`, `"-1h"`, "is not a duration"},
+		"an age without a unit":          {`"720h"`, `"30"`, "is not a duration"},
 		"a key that is never exported":   {`"platforms"`, `"exported_keys": ["state"], "platforms"`, `exported_keys[0] is "state"`},
 		"an unknown enrolment":           {`"platforms"`, `"enrolment": "maybe", "platforms"`, `enrolment is "maybe"`},
 		"a host enrolled twice":          {`"tpm_key": "0011"}`, `"tpm_key": "0011"}, {"host": "compute1", "platform_id": "` + strings.Repeat("cd", 32) + `"}`, "host compute1 is listed twice"},

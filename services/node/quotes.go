@@ -47,12 +47,7 @@ func (q *quoteVerifier) verify(ctx context.Context, raw []byte, now time.Time) (
 	if r.Quote.SGX == nil {
 		return nil, nil, refusal.New(v1.Reason_REASON_QUOTE_INVALID, "the quote is a TD's, not an SGX enclave's").On("quote").Want("TDX", "SGX")
 	}
-	claims := &appraisal.Claims{
-		MREnclave: r.MREnclave, MRSigner: r.MRSigner, ISVProdID: r.ISVProdID, ISVSVN: r.ISVSVN, Debug: r.Debug,
-		ReportData: r.ReportData, TCBStatus: string(r.Status), AdvisoryIDs: r.AdvisoryIDs,
-		EvaluationDataNumber: r.EvaluationDataNumber(), PPID: r.PPID,
-	}
-	return claims, &v1.Attested{
+	return appraisal.ClaimsOf(r), &v1.Attested{
 		Mode: q.mode, Mrenclave: r.MREnclave[:], Mrsigner: r.MRSigner[:], IsvProdId: uint32(r.ISVProdID), IsvSvn: uint32(r.ISVSVN),
 		Debug: r.Debug, TcbStatus: string(r.Status), AdvisoryIds: r.AdvisoryIDs, TcbEvaluationDataNumber: r.EvaluationDataNumber(),
 		TcbDate: timestamppb.New(r.TCBDate), Fmspc: r.FMSPC, Root: r.RootSubject, ExpiresAt: timestamppb.New(r.ExpiresAt),
