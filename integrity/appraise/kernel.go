@@ -12,6 +12,7 @@ import (
 	"github.com/safeconduct/safeconduct/integrity/bootlog"
 	"github.com/safeconduct/safeconduct/integrity/hostlog"
 	"github.com/safeconduct/safeconduct/integrity/ima"
+	"github.com/safeconduct/safeconduct/integrity/keylime"
 	"github.com/safeconduct/safeconduct/integrity/tpmquote"
 )
 
@@ -42,6 +43,8 @@ type IMA struct {
 	RuntimePolicy json.RawMessage `json:"runtime_policy,omitempty"`
 	// ReportOnly accepts a list that replays without judging its entries, where there is no RuntimePolicy.
 	ReportOnly bool `json:"report_only,omitempty"`
+
+	parsed *keylime.Policy // of RuntimePolicy, once Validate has read it
 }
 
 // attachments judges the logs of firmware and kernel by the verified quote.
@@ -158,7 +161,18 @@ func (v *Verdict) ima(a *attachment, s *tpmquote.Statement, refs *ReferenceValue
 		})
 		return
 	}
-	against := listed{v: v}
+	runtime, err := refs.IMA.runtime()
+	if err == nil && runtime == nil && !refs.IMA.ReportOnly {
+		err = errNoRuntimePolicy
+	}
+	if err != nil {
+		v.against(Mismatch{
+			Item: "ima", Kind: KindReferenceInvalid, Cause: err, Found: err.Error(), Expected: "a runtime policy to judge the list by, or ima.report_only",
+			Remedy: "put a Keylime runtime policy into integrity.ima.runtime_policy",
+		})
+		return
+	}
+	against := listed{v: v, policy: runtime}
 	match, err := ima.Prefix(a, ima.Limits{Bytes: hostlog.MaxAttachment}, ima.Registers{crypto.SHA256: {ima.PCR: value[:]}}, func(e *ima.Entry) error {
 		against.entry(e, refs)
 		return nil
@@ -180,9 +194,10 @@ func (v *Verdict) ima(a *attachment, s *tpmquote.Statement, refs *ReferenceValue
 
 // listed collects the objections to a list's entries.
 type listed struct {
-	v     *Verdict
-	found []Mismatch
-	more  int
+	v      *Verdict
+	policy *keylime.Policy
+	found  []Mismatch
+	more   int
 }
 
 func (l *listed) entry(e *ima.Entry, refs *ReferenceValues) {
@@ -197,11 +212,15 @@ func (l *listed) entry(e *ima.Entry, refs *ReferenceValues) {
 	case e.Violation:
 		return
 	default:
-		o := refs.judgeIMA(e)
+		if l.policy == nil { // report_only: it has replayed, and that is all
+			return
+		}
+		o := l.policy.Judge(e)
 		if o == nil {
 			return
 		}
-		m.Found, m.Expected, m.Remedy = o.Found, o.Expected, o.Remedy
+		m.Found, m.Expected = o.Found, o.Expected
+		m.Remedy = "find out what it is and why that host ran or loaded it; if it is to be trusted, add it to the runtime policy"
 	}
 	if len(l.found) == maxListed {
 		l.more++
@@ -236,8 +255,15 @@ func imaItem(e *ima.Entry) string {
 	return "ima/" + string(path)
 }
 
-// objection is what speaks against an entry.
-type objection struct{ Found, Expected, Remedy string }
+var errNoRuntimePolicy = errors.New("there is a list and no runtime policy")
+
+// runtime is the runtime policy, or nil without one. Reading a large one takes a while: Validate does it, and keeps what it read.
+func (i *IMA) runtime() (*keylime.Policy, error) {
+	if i.parsed != nil || len(i.RuntimePolicy) == 0 {
+		return i.parsed, nil
+	}
+	return keylime.Parse(i.RuntimePolicy)
+}
 
 // attachment reads an attachment piece by piece, to the size that the log gives.
 type attachment struct {
@@ -280,6 +306,3 @@ func (a *attachment) whole() error {
 	}
 	return nil
 }
-
-// judgeIMA judges one entry that is no violation by the runtime policy.
-func (r *ReferenceValues) judgeIMA(*ima.Entry) *objection { return nil }

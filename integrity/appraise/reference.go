@@ -9,6 +9,7 @@ import (
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/integrity/hostlog"
+	"github.com/safeconduct/safeconduct/integrity/keylime"
 )
 
 // Digest is a SHA-256 digest; in JSON, 64 lower-case hexadecimal digits.
@@ -93,6 +94,12 @@ func (r *ReferenceValues) Validate() error {
 		}
 		if len(f.SHA256) == 0 && !f.AllowAbsent {
 			return fmt.Errorf("reference values: files: %s: found neither a digest nor allow_absent, expected either: nothing can match", name)
+		}
+	}
+	if len(r.IMA.RuntimePolicy) > 0 && r.IMA.parsed == nil {
+		var err error
+		if r.IMA.parsed, err = keylime.Parse(r.IMA.RuntimePolicy); err != nil {
+			return fmt.Errorf("reference values: ima.runtime_policy: %w", err)
 		}
 	}
 	for name, f := range r.Files {
