@@ -16,7 +16,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/integrity/hostlog"
 	"github.com/safeconduct/safeconduct/integrity/hosttpm"
-	"github.com/safeconduct/safeconduct/integrity/internal/swtpmtest"
+	"github.com/safeconduct/safeconduct/test/swtpmtest"
 	"github.com/safeconduct/safeconduct/integrity/measure"
 	"github.com/safeconduct/safeconduct/integrity/tpmquote"
 )

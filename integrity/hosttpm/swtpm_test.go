@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
-	"github.com/safeconduct/safeconduct/integrity/internal/swtpmtest"
+	"github.com/safeconduct/safeconduct/test/swtpmtest"
 	"github.com/safeconduct/safeconduct/integrity/tpmquote"
 )
 
