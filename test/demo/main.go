@@ -117,7 +117,7 @@ type (
 
 func (d *demo) run(ctx context.Context) error {
 	began := time.Now()
-	scenes := []func(context.Context) error{d.setUp, d.bootGuest, d.refuseMeasurement, d.refuseIntegrity, d.refuseUnarmed, d.refuseFlippedBit}
+	scenes := []func(context.Context) error{d.setUp, d.preflight, d.bootGuest, d.refuseMeasurement, d.refuseIntegrity, d.refuseUnarmed, d.refuseFlippedBit}
 	if d.withFaults {
 		scenes = append(scenes, d.faults)
 	}

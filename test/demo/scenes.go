@@ -286,6 +286,9 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func (d *demo) migrate(ctx context.Context) error {
 	title("The migration")
+	if err := d.escrow(ctx); err != nil {
+		return err
+	}
 	session, err := d.establish(ctx, func(s *v1.StepReport) {
 		name := strings.TrimPrefix(s.GetStep().String(), "STEP_")
 		d.report.Steps = append(d.report.Steps, step{name, ms(s.GetElapsed().AsDuration())})
@@ -306,6 +309,9 @@ func (d *demo) migrate(ctx context.Context) error {
 	say("appraised: %d items match (%s, and %d shared libraries), TPM quote verified: %v", p.GetMatched(), strings.Join(shown, ", "),
 		len(p.GetItems())-len(shown), p.GetTpmQuoteVerified())
 	say("session:   %s", d.report.SessionID)
+	if err := d.release(ctx, session); err != nil {
+		return err
+	}
 	begun := time.Now()
 	if err := d.arm(ctx, d.report.MigrationID); err != nil {
 		return err
@@ -331,6 +337,9 @@ func (d *demo) migrate(ctx context.Context) error {
 	}
 	say("QEMU:      completed in %d ms, downtime %d ms, %d bytes of RAM; session %s", d.report.TotalMS, d.report.DowntimeMS, d.report.RAMBytes,
 		done.GetSession().GetState())
+	if err := d.moved(ctx); err != nil {
+		return err
+	}
 	if err := d.afterwards(ctx, session); err != nil {
 		return err
 	}
