@@ -1,4 +1,6 @@
-// Command safeconductd is the node service.
+//go:build !sgx
+
+// Command safeconductd is the node service. This is the simulated build, which protects nothing; the production build has the tag sgx.
 package main
 
 import (
