@@ -103,6 +103,9 @@ func TestTheSchemaNamesEveryKeyOfThePolicy(t *testing.T) {
 			properties, _ := node["properties"].(map[string]any)
 			var keys []string
 			for f := range typ.Fields() {
+				if !f.IsExported() {
+					continue
+				}
 				key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 				keys = append(keys, key)
 				if properties[key] == nil {

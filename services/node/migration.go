@@ -10,6 +10,7 @@ import (
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/receipt"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/session"
 )
@@ -201,22 +202,46 @@ func (m *migrationServer) Commit(ctx context.Context, req *v1.CommitRequest) (*v
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Whole(); err != nil {
+	if err := s.BeginCommit(); err != nil {
 		return nil, err
 	}
 	hs.DestroyTransferKeys()
 	if rec.Role == v1.Role_ROLE_SOURCE {
 		ctx, cancel := context.WithTimeout(ctx, concludeTimeout)
 		defer cancel()
-		if err := m.conclude(ctx, hs, &v1.ConcludePayload{Committed: true}); err != nil {
+		record := m.commitRecord(hs, s.Record())
+		if err := m.conclude(ctx, hs, &v1.ConcludePayload{Committed: true}, record); err != nil {
 			return nil, err
 		}
+		t := hs.Transcript()
+		hs.concluded.Store(true)
 		if err := s.Commit(); err != nil {
 			return nil, err
+		}
+		if record != nil {
+			m.keep(hs, t, record)
 		}
 		m.forgetMoved(context.WithoutCancel(ctx), rec.Instance)
 	}
 	return &v1.CommitResponse{Session: m.view(s.Record())}, nil
+}
+
+// commitRecord is the record of a commit: a commit that is tried again is told in the same bytes, which the peer answers once. A record that cannot be made
+// stops no commit: the VM has moved.
+func (m *migrationServer) commitRecord(hs *live, rec session.Record) *signed {
+	if hs.commit.Load() == nil {
+		made, err := m.record(hs, rec, receipt.Outcome{Result: receipt.Committed})
+		if err != nil {
+			m.log.Error("the migration is committed without a receipt", "session", rec.ID.String(), "why", err)
+			made = new(signed)
+		}
+		hs.commit.CompareAndSwap(nil, made)
+	}
+	made := hs.commit.Load()
+	if made.record == nil {
+		return nil
+	}
+	return &signed{record: made.record, source: made.source}
 }
 
 // Abort implements MigrationService.

@@ -17,6 +17,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/collateral"
 	"github.com/safeconduct/safeconduct/attestation/dcap"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/receipt"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/escrow"
 	"github.com/safeconduct/safeconduct/services/node/session"
@@ -43,6 +44,8 @@ type node struct {
 	now       func() time.Time
 	table     *session.Table
 	escrow    *escrow.Store
+	receipts  *receipt.Chain
+	shelf     shelf
 	peers     *peers
 	base      handshake.Node // without what the policy in force adds: see party
 	logs      *hostLogs
@@ -189,7 +192,7 @@ func (n *node) abort(ctx context.Context, s *session.Session, why *refusal.Refus
 		hs.DestroyTransferKeys()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), concludeTimeout)
 		defer cancel()
-		err = n.conclude(ctx, hs, &v1.ConcludePayload{Refusal: &v1.Refusal{Reason: why.Reason, Message: why.Message}})
+		err = n.concludeAbort(ctx, hs, rec, why)
 		if err != nil {
 			n.log.Warn("the peer could not be told of the abort; its session expires by itself",
 				"session", rec.ID.String(), "peer", rec.Peer(), "why", err)
@@ -198,11 +201,34 @@ func (n *node) abort(ctx context.Context, s *session.Session, why *refusal.Refus
 	_ = s.Abort(why) // an ended session stays as it ended
 }
 
-// conclude tells the destination how the session ended, and returns nil once it has answered that it knows.
-func (n *node) conclude(ctx context.Context, hs *live, p *v1.ConcludePayload) error {
+// concludeAbort tells the destination of an abort. A migration that was armed leaves a record that both have signed.
+func (n *node) concludeAbort(ctx context.Context, hs *live, rec session.Record, why *refusal.Refusal) error {
+	p := &v1.ConcludePayload{Refusal: &v1.Refusal{Reason: why.Reason, Message: why.Message}}
+	if rec.MigrationID == "" || hs.commit.Load() != nil {
+		return n.conclude(ctx, hs, p, nil)
+	}
+	s, err := n.record(hs, rec, receipt.Outcome{Result: receipt.Aborted, Reason: refusal.Name(why.Reason)})
+	if err != nil {
+		return err
+	}
+	if err := n.conclude(ctx, hs, p, s); err != nil {
+		return err
+	}
+	if hs.concluded.CompareAndSwap(false, true) {
+		n.keep(hs, hs.Transcript(), s)
+	}
+	return nil
+}
+
+// conclude tells the destination how the session ended, and returns nil once it has answered that it knows. Its signature under the record, if it gives
+// one, is put in.
+func (n *node) conclude(ctx context.Context, hs *live, p *v1.ConcludePayload, record *signed) error {
 	client, err := n.peers.client(hs.PeerHost())
 	if err != nil {
 		return err
+	}
+	if record != nil {
+		p.Receipt, p.Signature = record.record, record.source
 	}
 	answer, err := hs.Request(ctx, concludeSender(client, hs.ID[:]), &v1.ChannelPayload{Body: &v1.ChannelPayload_Conclude{Conclude: p}})
 	if err != nil {
@@ -211,6 +237,16 @@ func (n *node) conclude(ctx context.Context, hs *live, p *v1.ConcludePayload) er
 	if answer.GetConcluded() == nil {
 		return refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "the peer answered conclude with something else")
 	}
+	if record == nil {
+		return nil
+	}
+	if hs.CheckReceipt(record.record, answer.GetConcluded().GetSignature()) {
+		record.destination = answer.GetConcluded().GetSignature()
+		return nil
+	}
+	// How the session ended is settled; what is missing is the other's word for it.
+	n.log.Warn("the peer has not signed the record of the migration; the receipt has this node's signature alone", "session", session.ID(hs.ID).String(),
+		"peer", hs.PeerHost(), "do", "read the peer's log: it names what differs, often the clocks")
 	return nil
 }
 

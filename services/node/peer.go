@@ -209,7 +209,7 @@ func (p *peerServer) Arm(ctx context.Context, req *v1.PeerServiceArmRequest) (*v
 		}
 		return reply, err
 	})
-	p.ended(s, err)
+	p.ended(s, answer, err)
 	return &v1.PeerServiceArmResponse{Message: answer}, answered(answer, err)
 }
 
@@ -230,9 +230,10 @@ func (p *peerServer) armHere(ctx context.Context, s *session.Session, hs *live, 
 	return &v1.ChannelPayload{Body: &v1.ChannelPayload_Armed{Armed: &v1.ArmedPayload{MigrationId: migrationID}}}, nil
 }
 
-// ended aborts a session in which a request failed: a channel that carried a refusal has no more to say.
-func (p *peerServer) ended(s *session.Session, err error) {
-	if err != nil && !errors.Is(err, context.Canceled) {
+// ended aborts a session in which a request of its peer was refused: a channel that carried a refusal has no more to say. A message that did not open
+// (without an answer) is anybody's, who has seen the session's public id: it ends nothing.
+func (p *peerServer) ended(s *session.Session, answer *v1.SealedMessage, err error) {
+	if answer != nil && err != nil && !errors.Is(err, context.Canceled) {
 		_ = s.Abort(refusal.From(err)) // a session that ended before stays as it ended
 	}
 }
@@ -256,13 +257,25 @@ func (p *peerServer) Conclude(ctx context.Context, req *v1.ConcludeRequest) (*v1
 		if c == nil {
 			return nil, refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "conclude without an outcome")
 		}
+		var record *signed
+		if rec := s.Record(); len(c.GetReceipt()) > 0 && rec.MigrationID != "" {
+			var err error
+			if record, err = p.countersign(hs, rec, c); err != nil {
+				r := refusal.From(err)
+				p.log.Warn("the source's record of the migration is not signed here", "session", rec.ID.String(), "why", r.Message, "item", r.Item,
+					"found", r.Found, "expected", r.Expected)
+				record = nil
+			}
+		}
+		t := hs.Transcript()
 		if c.GetCommitted() {
-			if err := s.Whole(); err != nil {
+			if err := s.BeginCommit(); err != nil {
 				return nil, err
 			}
 			if err := p.promote(ctx, hs); err != nil {
 				return nil, err
 			}
+			hs.concluded.Store(true)
 			if err := s.Commit(); err != nil {
 				return nil, err
 			}
@@ -272,12 +285,17 @@ func (p *peerServer) Conclude(ctx context.Context, req *v1.ConcludeRequest) (*v1
 				why = refusal.New(v1.Reason_REASON_ABORTED, "no reason given")
 			}
 			why.Message = "the source aborted: " + why.Message
+			hs.concluded.Store(record != nil || hs.concluded.Load())
 			if err := s.Abort(why); err != nil {
 				return nil, err
 			}
 		}
-		state := v1.SessionState(s.Record().State)
-		return &v1.ChannelPayload{Body: &v1.ChannelPayload_Concluded{Concluded: &v1.ConcludedPayload{State: state}}}, nil
+		concluded := &v1.ConcludedPayload{State: v1.SessionState(s.Record().State)}
+		if record != nil {
+			concluded.Signature = record.destination
+			p.background.Go(func() { p.keep(hs, t, record) })
+		}
+		return &v1.ChannelPayload{Body: &v1.ChannelPayload_Concluded{Concluded: concluded}}, nil
 	})
 	return &v1.ConcludeResponse{Message: answer}, answered(answer, err)
 }

@@ -299,3 +299,14 @@ func random(n int) []byte {
 	_, _ = rand.Read(b)
 	return b
 }
+
+// peerClient is a stranger who has reached the node's peer port.
+func (n *testNode) peerClient(t *testing.T) v1.PeerServiceClient {
+	t.Helper()
+	conn, err := grpc.NewClient(n.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return v1.NewPeerServiceClient(conn)
+}

@@ -24,6 +24,7 @@ import (
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
+	"github.com/safeconduct/safeconduct/attestation/receipt"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/crypto/sealed"
 	"github.com/safeconduct/safeconduct/services/node/config"
@@ -90,7 +91,8 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 	if err != nil {
 		return nil, err
 	}
-	if n.escrow, err = escrow.Open(ctx, store, n.now); err != nil {
+	n.escrow = escrow.Open(store, n.now)
+	if n.receipts, err = receipt.OpenChain(ctx, filepath.Join(cfg.StateDir, "receipts"), store, receipt.Options{Host: cfg.Host, Now: n.now}); err != nil {
 		return nil, err
 	}
 	if n.collateral, err = newCache(cfg, root, log, n.now); err != nil {
@@ -271,6 +273,7 @@ func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, er
 	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
 	v1.RegisterIntegrityServiceServer(s, &integrityServer{node: n})
 	v1.RegisterSecretServiceServer(s, &secretServer{node: n})
+	v1.RegisterReceiptServiceServer(s, &receiptServer{node: n})
 	v1.RegisterAdminServiceServer(s, &adminServer{node: n})
 	healthpb.RegisterHealthServer(s, ready.grpc)
 	reflection.Register(s)

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -140,6 +140,7 @@ func (n *node) sendSecrets(ctx context.Context, s *session.Session) error {
 	sent := 0
 	err = n.escrow.Each(ctx, s.Record().Instance, func(id string, secret []byte, remaining int) error {
 		sent++
+		hs.tookSecrets()
 		return n.sendSecret(ctx, hs, send, &v1.SecretPayload{Secret: secret, SecretId: id, Remaining: uint32(remaining)})
 	})
 	if err == nil && sent == 0 {
@@ -183,37 +184,26 @@ func (p *peerServer) Transfer(ctx context.Context, req *v1.TransferRequest) (*v1
 			return nil, err
 		}
 		if len(secret.GetSecret()) > 0 {
+			hs.tookSecrets() // first: an abort in between must find something to discard
 			if err := p.escrow.Receive(ctx, hs.ID, s.Record().Instance, secret.GetSecretId(), secret.GetSecret()); err != nil {
 				return nil, err
 			}
-			hs.tookSecrets()
 		}
 		digest := sha256.Sum256(secret.GetSecret())
 		return &v1.ChannelPayload{Body: &v1.ChannelPayload_SecretStored{SecretStored: &v1.SecretStored{
 			Digest: digest[:], SecretId: secret.GetSecretId(),
 		}}}, nil
 	})
-	p.ended(s, err)
+	p.ended(s, answer, err)
 	return &v1.TransferResponse{Message: answer}, answered(answer, err)
 }
 
-// incoming says whether secrets came with a session; they are promoted or discarded with its end.
-type incoming struct {
-	mu   sync.Mutex
-	some bool
-}
+// incoming counts the secrets that crossed with a session; at the destination they are promoted or discarded with its end.
+type incoming struct{ count atomic.Uint32 }
 
-func (i *incoming) tookSecrets() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.some = true
-}
-
-func (i *incoming) hasSecrets() bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.some
-}
+func (i *incoming) tookSecrets()     { i.count.Add(1) }
+func (i *incoming) hasSecrets() bool { return i.count.Load() > 0 }
+func (i *incoming) secrets() uint32  { return i.count.Load() }
 
 // promote makes the secrets that came with a session this node's own. The destination does it before it says that it has committed: from then on
 // the source forgets them.
@@ -224,9 +214,16 @@ func (n *node) promote(ctx context.Context, hs *live) error {
 	return n.escrow.Promote(ctx, hs.ID, hs.Intent.Instance)
 }
 
-// discard drops the secrets that came with a session that was aborted. It is called under the table's lock and does not wait.
-func (n *node) discard(hs *live) {
-	if !hs.hasSecrets() {
+// discard drops the secrets that came with a session that was aborted, unless the VM may run here all the same: once both blobs of its vTPM have been
+// opened here, QEMU may go on whatever becomes of the session, and its secret must then be to be had. It is called under the table's lock and does
+// not wait.
+func (n *node) discard(hs *live, rec session.Record) {
+	if !hs.hasSecrets() || hs.Role != v1.Role_ROLE_DESTINATION {
+		return
+	}
+	if rec.State == session.Aborted && opened(rec) {
+		n.log.Warn("the session ended after the vTPM's state was opened here: its secret is kept, in case the VM runs here",
+			"session", rec.ID.String(), "instance", rec.Instance, "do", "if the VM does not run here, call Forget for the instance")
 		return
 	}
 	n.background.Go(func() {
@@ -236,6 +233,15 @@ func (n *node) discard(hs *live) {
 			n.log.Error("secrets of an aborted session are not discarded; they stay sealed and unusable", "session", session.ID(hs.ID).String(), "why", err)
 		}
 	})
+}
+
+// opened says whether both blobs of the vTPM crossed here.
+func opened(rec session.Record) bool {
+	crossed := map[v1.StateType]bool{}
+	for _, b := range rec.Blobs {
+		crossed[b.GetType()] = true
+	}
+	return crossed[v1.StateType_STATE_TYPE_PERMANENT] && crossed[v1.StateType_STATE_TYPE_VOLATILE]
 }
 
 // forgetMoved drops the source's copies once both sides have committed. A failure leaves sealed copies that the next migration here replaces.

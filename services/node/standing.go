@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
@@ -14,10 +16,23 @@ import (
 type live struct {
 	*handshake.Session
 	incoming
-	ended func(*live)
+	node        *node
+	established time.Time
+	// concluded is set once the session has a record, or needs none. commit is what the source has told its peer of the commit: told again, it must
+	// be the same.
+	concluded atomic.Bool
+	commit    atomic.Pointer[signed]
 
-	mu    sync.Mutex
-	under basis // on which the peer was last accepted
+	// mu is held while the peer is judged again; judged is the last verdict, which accepted it.
+	mu     sync.Mutex
+	judged atomic.Pointer[judged]
+}
+
+// judged is a verdict that accepted a peer: on what basis, when, and by which collateral both quotes were judged.
+type judged struct {
+	basis
+	at   time.Time
+	sets sets
 }
 
 // basis of a verdict: the policy in force, and the age of the collateral.
@@ -31,13 +46,9 @@ func (n *node) basis() basis { return basis{judge: n.judge(), age: n.collateralA
 
 // hold makes what a session holds once it is appraised.
 func (n *node) hold(hs *handshake.Session, under basis) *live {
-	return &live{Session: hs, under: under, ended: n.discard}
-}
-
-// Destroy implements session.Secrets.
-func (l *live) Destroy() {
-	l.Session.Destroy()
-	l.ended(l)
+	l := &live{Session: hs, node: n, established: n.now()}
+	l.judged.Store(&judged{basis: under, at: l.established, sets: n.setsOf(hs)})
+	return l
 }
 
 // party is this node in a handshake that begins now: it is judged, from beginning to end, by the policy whose digest it announces.
@@ -67,11 +78,12 @@ func (n *node) standing(ctx context.Context, s *session.Session) (*live, error) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now, expires := n.basis(), l.PeerAttested().GetExpiresAt()
-	if l.under == now && (expires == nil || !n.now().After(expires.AsTime())) {
+	before := l.judged.Load()
+	if before.basis == now && (expires == nil || !n.now().After(expires.AsTime())) {
 		return l, nil
 	}
 	var logs handshake.LogAppraiser
-	if l.under.judge.policy.Digest != now.judge.policy.Digest {
+	if before.judge.policy.Digest != now.judge.policy.Digest {
 		logs = now.judge
 	}
 	if err := l.Rejudge(ctx, now.judge, logs); err != nil {
@@ -80,7 +92,7 @@ func (n *node) standing(ctx context.Context, s *session.Session) (*live, error) 
 		n.abort(ctx, s, &r)
 		return nil, &r
 	}
-	l.under = now
+	l.judged.Store(&judged{basis: now, at: n.now(), sets: n.setsOf(l.Session)})
 	n.log.Info("the peer was judged again and stands", "session", s.Record().ID.String(), "peer", l.PeerHost(), "policy_svn", now.judge.policy.SVN)
 	return l, nil
 }

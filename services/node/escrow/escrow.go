@@ -8,7 +8,10 @@
 //     Promote is on disk. A crash anywhere before leaves the source's copy; one between the two leaves both.
 //   - It forgets those that it has sent, no others: one that was escrowed while the VM moved is on the source alone, and so is one that has come
 //     back with the VM since.
-//   - Incoming secrets are dropped when the store is opened: a restart has ended their sessions without a commit, so the source has them.
+//   - An incoming secret whose session ends without a commit is dropped only if the VM cannot be running here (the caller knows: it has not opened
+//     the vTPM's state). Else it is kept, and found by ReleaseLocal: libvirt's migration does not stop because a session has. So does a restart
+//     keep what it finds. What is kept goes with Forget, or when the VM's next session brings its own. docs/protocol/session.pml checks that with
+//     this rule a VM's secret is always where the VM is.
 //   - Release of an incoming secret is recorded before it is handed out. A crash in between costs the release, not the secret: the session is over
 //     anyway.
 //
@@ -115,23 +118,9 @@ type Listed struct {
 	Incoming     bool
 }
 
-// Open opens the escrow over sealed storage and drops incoming secrets, whose sessions are over.
-func Open(ctx context.Context, s Sealed, now func() time.Time) (*Store, error) {
-	e := &Store{sealed: s, now: now, sent: make(map[string]*delivery)}
-	names, err := s.List(kind)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		if err := e.change(ctx, name, func(h *holdings) (bool, error) { return h.drop((*entry).incoming), nil }); err != nil {
-			// A blob of another enclave, or damaged: the others are no worse for it.
-			if errors.Is(err, refusal.Because(v1.Reason_REASON_SEALED_DATA_INVALID)) {
-				continue
-			}
-			return nil, err
-		}
-	}
-	return e, nil
+// Open opens the escrow over sealed storage. It reads nothing yet.
+func Open(s Sealed, now func() time.Time) *Store {
+	return &Store{sealed: s, now: now, sent: make(map[string]*delivery)}
 }
 
 // drop removes entries and says whether there were any.
@@ -280,15 +269,18 @@ func (s *Store) Escrow(ctx context.Context, instance, id string, secret []byte) 
 	})
 }
 
-// Each calls f with every secret that is escrowed here for a VM, and how many follow; it is wiped when f returns. Incoming ones are not escrowed.
+// Each calls f with every secret that is escrowed here for a VM, and how many follow; it is wiped when f returns. The VM leaves from here, so what a
+// session left in doubt is the VM's own, and becomes so first.
 // What f took without an error counts as sent, until the next Each of the VM: Moved drops it.
 func (s *Store) Each(ctx context.Context, instance string, f func(id string, secret []byte, remaining int) error) error {
+	if err := s.change(ctx, instance, func(h *holdings) (bool, error) { return h.adopt((*entry).incoming), nil }); err != nil {
+		return err
+	}
 	h, err := s.snapshot(ctx, instance)
 	if err != nil {
 		return err
 	}
 	defer h.wipe()
-	h.drop((*entry).incoming)
 	sent := s.beginDelivery(instance)
 	for i := range h.Entries {
 		e := &h.Entries[i]
@@ -332,7 +324,10 @@ func (s *Store) Receive(ctx context.Context, session SessionID, instance, id str
 		return err
 	}
 	return s.change(ctx, instance, func(h *holdings) (bool, error) {
-		return h.add(entry{ID: id, Secret: secret, At: s.now().UTC(), Session: session[:]}, func(e *entry) bool { return e.of(session) && e.ID == id })
+		// What an earlier session left in doubt is no more: the VM is at the source of this one.
+		dropped := h.drop(func(e *entry) bool { return e.incoming() && !e.of(session) })
+		added, err := h.add(entry{ID: id, Secret: secret, At: s.now().UTC(), Session: session[:]}, func(e *entry) bool { return e.of(session) && e.ID == id })
+		return added || dropped, err
 	})
 }
 
@@ -359,14 +354,19 @@ func (s *Store) ReleaseIncoming(ctx context.Context, session SessionID, instance
 	return secret, name, nil
 }
 
-// ReleaseLocal hands out a secret that is escrowed here. An empty id stands for the only one. The caller wipes the secret.
+// ReleaseLocal hands out a secret that is escrowed here, or one that came with a session which ended in doubt; the caller sees to it that no session
+// of the VM is open. An empty id stands for the only one. The caller wipes the secret.
 func (s *Store) ReleaseLocal(ctx context.Context, instance, id string) (secret []byte, name string, err error) {
 	h, err := s.snapshot(ctx, instance)
 	if err != nil {
 		return nil, "", err
 	}
 	defer h.wipe()
-	e, err := h.one(instance, id, func(e *entry) bool { return !e.incoming() })
+	// What came last is what the VM was migrated with.
+	e, err := h.one(instance, id, (*entry).incoming)
+	if errors.Is(err, refusal.Because(v1.Reason_REASON_NO_SECRET)) {
+		e, err = h.one(instance, id, func(e *entry) bool { return !e.incoming() })
+	}
 	if err != nil {
 		return nil, "", err
 	}
@@ -397,23 +397,25 @@ func (h *holdings) one(instance, id string, among func(*entry) bool) (*entry, er
 // Promote returns. A session without secrets changes nothing.
 func (s *Store) Promote(ctx context.Context, session SessionID, instance string) error {
 	return s.change(ctx, instance, func(h *holdings) (bool, error) {
-		var ids []string
-		for _, e := range h.Entries {
-			if e.of(session) {
-				ids = append(ids, e.ID)
-			}
-		}
-		if len(ids) == 0 {
-			return false, nil
-		}
-		h.drop(func(e *entry) bool { return !e.incoming() && slices.Contains(ids, e.ID) })
-		for i := range h.Entries {
-			if e := &h.Entries[i]; e.of(session) {
-				e.Session, e.Released = nil, false
-			}
-		}
-		return true, nil
+		return h.adopt(func(e *entry) bool { return e.of(session) }), nil
 	})
+}
+
+// adopt makes incoming secrets the VM's own, in place of others under the same ids, and says whether there were any.
+func (h *holdings) adopt(which func(*entry) bool) bool {
+	var ids []string
+	for i := range h.Entries {
+		if which(&h.Entries[i]) {
+			ids = append(ids, h.Entries[i].ID)
+		}
+	}
+	h.drop(func(e *entry) bool { return !e.incoming() && slices.Contains(ids, e.ID) })
+	for i := range h.Entries {
+		if e := &h.Entries[i]; which(e) {
+			e.Session, e.Released = nil, false
+		}
+	}
+	return len(ids) > 0
 }
 
 // Discard drops what came with a session. After Promote there is nothing to drop.
@@ -446,12 +448,13 @@ func (s *Store) Moved(ctx context.Context, instance string) error {
 	return nil
 }
 
-// Forget drops one escrowed secret of a VM, or all of them if id is empty, and says whether there was one. Of a VM whose secrets do not open,
+// Forget drops one secret of a VM, or all of them if id is empty, those left in doubt included, and says whether there was one. The caller sees to
+// it that no session of the VM is open. Of a VM whose secrets do not open,
 // only all can be dropped.
 func (s *Store) Forget(ctx context.Context, instance, id string) (bool, error) {
 	forgotten := false
 	err := s.change(ctx, instance, func(h *holdings) (bool, error) {
-		forgotten = h.drop(func(e *entry) bool { return !e.incoming() && (id == "" || e.ID == id) })
+		forgotten = h.drop(func(e *entry) bool { return id == "" || e.ID == id })
 		return forgotten, nil
 	})
 	if id == "" && errors.Is(err, refusal.Because(v1.Reason_REASON_SEALED_DATA_INVALID)) {

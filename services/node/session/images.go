@@ -27,6 +27,7 @@ type Part struct {
 // image is how far one file has crossed.
 type image struct {
 	next  uint64
+	most  uint64 // the furthest that next has been
 	whole bool
 	busy  bool
 }
@@ -42,6 +43,9 @@ func (t *Table) BeginPart(instance string, role v1.Role, part Part) (*Session, e
 	})
 	if s == nil {
 		return nil, t.missingLocked(v1.Reason_REASON_NO_ARMED_SESSION, "armed", instance, role)
+	}
+	if s.closing {
+		return nil, s.closed()
 	}
 	im := s.images[part.Name]
 	switch {
@@ -67,6 +71,10 @@ func (t *Table) BeginPart(instance string, role v1.Role, part Part) (*Session, e
 	return s, nil
 }
 
+func (s *Session) closed() error {
+	return refusal.New(v1.Reason_REASON_WRONG_STATE, "session %s is being committed", s.rec.ID).Want("a commit under way", "a session that takes more")
+}
+
 // EndPart records how a part ended: its length in bytes if it crossed whole, else the error. It returns the error, or a refusal if the session
 // ended meanwhile. A session in which too many parts were not authentic is aborted: its images are being altered.
 func (s *Session) EndPart(part Part, length uint64, failed error) error {
@@ -88,15 +96,27 @@ func (s *Session) EndPart(part Part, length uint64, failed error) error {
 		return failed
 	}
 	im.next, im.whole = im.next+length, part.Last
-	s.rec.ImageBytes += length
+	if im.next > im.most { // a part that crosses again counts once
+		s.rec.ImageBytes += im.next - im.most
+		im.most = im.next
+	}
 	return nil
 }
 
-// Whole refuses if something began to cross under the session and has not crossed whole: an image, or one of a vTPM's two blobs without the
-// other. Such a session must not be committed: the source's copy is the only whole one.
-func (s *Session) Whole() error {
+// BeginCommit refuses if something began to cross under the session and has not crossed whole: an image, a blob that is under way, or one of a
+// vTPM's two blobs without the other. Such a session must not be committed: the source's copy is the only whole one. Once it has answered nil, nothing
+// further crosses under the session, so that what was whole stays so until Commit.
+func (s *Session) BeginCommit() error {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
+	if err := s.wholeLocked(); err != nil {
+		return err
+	}
+	s.closing = true
+	return nil
+}
+
+func (s *Session) wholeLocked() error {
 	for name, im := range s.images {
 		if !im.whole {
 			return refusal.New(v1.Reason_REASON_WRONG_STATE, "image %s crossed in part only", name).
@@ -105,6 +125,11 @@ func (s *Session) Whole() error {
 	}
 	crossed := func(kind v1.StateType) bool {
 		return slices.ContainsFunc(s.rec.Blobs, func(b *v1.BlobReport) bool { return b.GetType() == kind })
+	}
+	for _, kind := range s.claimed {
+		if !crossed(kind) {
+			return refusal.New(v1.Reason_REASON_WRONG_STATE, "the %s blob is still crossing", BlobName(kind)).Want("a part of it", "all of it")
+		}
 	}
 	permanent, volatile := crossed(v1.StateType_STATE_TYPE_PERMANENT), crossed(v1.StateType_STATE_TYPE_VOLATILE)
 	if permanent != volatile {

@@ -34,6 +34,8 @@ type Record struct {
 	Refusal     *refusal.Refusal
 	MigrationID string
 	Created     time.Time
+	// Armed is when the session was bound to its migration; zero if it was not.
+	Armed time.Time
 	// AppraisedAt is when the peer's integrity log was last appraised.
 	AppraisedAt time.Time
 	Expires     time.Time
@@ -63,6 +65,8 @@ type Session struct {
 	rec     Record
 	claimed []v1.StateType
 	images  map[string]*image
+	// closing: a commit has begun, and nothing further crosses.
+	closing bool
 	// Parts of images that were not authentic.
 	partFailures int
 	secrets      Secrets
@@ -139,11 +143,11 @@ func (s *Session) Appraised(secrets Secrets) error {
 		return o != s && o.rec.Instance == s.rec.Instance && o.rec.State.Live() && !o.rec.lostBy(s.rec.Identity)
 	})
 	if live != nil {
-		secrets.Destroy()
+		secrets.End(s.rec.clone())
 		return refusal.New(v1.Reason_REASON_SESSION_CONFLICT, "instance %s has a live session %s", s.rec.Instance, live.rec.ID)
 	}
 	if err := t.advanceLocked(s, Appraise, nil); err != nil {
-		secrets.Destroy()
+		secrets.End(s.rec.clone())
 		return err
 	}
 	s.secrets, s.rec.AppraisedAt = secrets, t.now()
@@ -196,7 +200,8 @@ func (s *Session) Arm(migrationID string) error {
 	if !fresh {
 		return refusal.New(v1.Reason_REASON_ALREADY_USED, "migration id %s was armed before on this node", migrationID)
 	}
-	s.rec.MigrationID, s.rec.Expires = migrationID, t.now().Add(t.limits.ArmedTTL)
+	now := t.now()
+	s.rec.MigrationID, s.rec.Armed, s.rec.Expires = migrationID, now, now.Add(t.limits.ArmedTTL)
 	return t.advanceLocked(s, Arm, nil) // Next accepted it above
 }
 
@@ -217,6 +222,11 @@ func (s *Session) Commit() error {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
 	s.table.expireLocked()
+	if s.rec.State.Live() {
+		if err := s.wholeLocked(); err != nil {
+			return err
+		}
+	}
 	return s.table.advanceLocked(s, Commit, nil)
 }
 

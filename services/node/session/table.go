@@ -22,8 +22,8 @@ type AttemptID [16]byte
 func (id ID) String() string        { return hex.EncodeToString(id[:]) }
 func (id AttemptID) String() string { return hex.EncodeToString(id[:]) }
 
-// Secrets are what a session must lose when it ends.
-type Secrets interface{ Destroy() }
+// Secrets are what a session must lose when it ends. End is told how it ended, once, under the table's lock: it must not block or call back.
+type Secrets interface{ End(Record) }
 
 // Ledger remembers the migration ids that were armed, for as long as the node's state directory lives.
 type Ledger interface {
@@ -226,6 +226,9 @@ func (t *Table) BeginBlob(instance string, role v1.Role, kind v1.StateType) (*Se
 	if s == nil {
 		return nil, t.missingLocked(v1.Reason_REASON_NO_ARMED_SESSION, "armed", instance, role)
 	}
+	if s.closing {
+		return nil, s.closed()
+	}
 	if slices.Contains(s.claimed, kind) {
 		return nil, refusal.New(v1.Reason_REASON_ALREADY_USED, "the %s blob of session %s was used before", BlobName(kind), s.rec.ID)
 	}
@@ -318,7 +321,7 @@ func (t *Table) advanceLocked(s *Session, e Event, why *refusal.Refusal) error {
 // endLocked destroys what must not survive and forgets the oldest ended session beyond the bound.
 func (t *Table) endLocked(s *Session) {
 	if s.secrets != nil {
-		s.secrets.Destroy()
+		s.secrets.End(s.rec.clone())
 	}
 	s.settle()
 	cause := errSessionOver

@@ -37,7 +37,7 @@ func (m memoryLedger) Use(id string) (bool, error) {
 
 type keys struct{ destroyed int }
 
-func (k *keys) Destroy() { k.destroyed++ }
+func (k *keys) End(Record) { k.destroyed++ }
 
 func newTable(limits Limits) (*Table, *clock) {
 	c := &clock{t: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
