@@ -12,7 +12,7 @@ LINT        := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 BENCHSTAT   := $(GO) tool -modfile=tools/go.mod benchstat
 
 # What the demo and the end-to-end suite run: real QEMU, swtpm and a Debian kernel for the guest.
-DEB_PACKAGES := qemu-system-x86 swtpm iproute2 linux-image-cloud-amd64
+DEB_PACKAGES := qemu-system-x86 swtpm iproute2 linux-image-cloud-amd64 spin gcc libc6-dev
 
 .PHONY: help
 help: ## List the targets
@@ -42,6 +42,14 @@ e2e: demo ## End-to-end suite: real QEMU and swtpm, fault injection; root
 	$(BUILD)/demo/bin/demo --faults --bin $(BUILD)/bin --demo-bin $(BUILD)/demo/bin --out $(BUILD)/demo
 	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/vm/... ./services/vtpm/...
 
+.PHONY: verify-model
+verify-model: ## Check the session's model and its mutants with Spin (minutes)
+	@./test/model/run.sh
+
+.PHONY: wycheproof
+wycheproof: ## Every primitive in use against the Wycheproof vectors
+	cd test/wycheproof && $(GO) test -count=1 ./...
+
 .PHONY: fuzz
 FUZZTIME ?= 20s
 fuzz: ## Every fuzz target for FUZZTIME (20s)
@@ -52,6 +60,7 @@ BENCHCOUNT ?= 5
 bench: ## Benchmarks, summarised by benchstat (BENCHCOUNT runs, 5)
 	@mkdir -p $(BUILD)
 	$(GO) test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./... | tee $(BUILD)/bench.txt
+	cd test/streambench && $(GO) test -run '^$$' -bench . -count $(BENCHCOUNT) ./... | tee -a ../../$(BUILD)/bench.txt
 	$(BENCHSTAT) $(BUILD)/bench.txt
 
 .PHONY: lint

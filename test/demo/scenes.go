@@ -340,6 +340,9 @@ func (d *demo) migrate(ctx context.Context) error {
 	if err := d.moved(ctx); err != nil {
 		return err
 	}
+	if err := d.receipt(ctx); err != nil {
+		return err
+	}
 	if err := d.afterwards(ctx, session); err != nil {
 		return err
 	}
