@@ -53,8 +53,7 @@ func TestAttachmentsOfBothLogsReachTheirAppraisers(t *testing.T) {
 			t.Fatal(p.errS, p.errD)
 		}
 		// And again, over unary calls, each with a context of its own.
-		send := p.wire(nil)
-		send = func(ctx context.Context, m *v1.SealedMessage) (*v1.SealedMessage, error) {
+		send := func(ctx context.Context, m *v1.SealedMessage) (*v1.SealedMessage, error) {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
 			return p.d.Answer(proto.Clone(m).(*v1.SealedMessage), func(c *v1.ChannelPayload) (*v1.ChannelPayload, error) { return p.d.AnswerExchange(ctx, c) })

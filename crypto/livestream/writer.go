@@ -52,7 +52,7 @@ func (w *Writer) ReadFrom(r io.Reader) (total int64, err error) {
 			total += int64(size)
 			w.total += uint64(size)
 		}
-		if err == io.EOF { //nolint:errorlint // as io.Copy does
+		if err == io.EOF {
 			return total, nil
 		}
 		if err != nil {
@@ -71,14 +71,14 @@ func (w *Writer) Close() error {
 	if err := w.record(kindEnd, endSize); err != nil {
 		return err
 	}
-	w.fail(ErrClosed)
+	_ = w.fail(ErrClosed) // that is what it is
 	return nil
 }
 
 // Abort wipes the key; the peer sees that the stream was cut. After Close it does nothing.
 func (w *Writer) Abort() {
 	if w.err == nil {
-		w.fail(ErrClosed)
+		_ = w.fail(ErrClosed) // that is what it is
 	}
 }
 

@@ -16,9 +16,9 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/integrity/hostlog"
 	"github.com/safeconduct/safeconduct/integrity/hosttpm"
-	"github.com/safeconduct/safeconduct/test/swtpmtest"
 	"github.com/safeconduct/safeconduct/integrity/measure"
 	"github.com/safeconduct/safeconduct/integrity/tpmquote"
+	"github.com/safeconduct/safeconduct/test/swtpmtest"
 )
 
 // machine is a host with files, a measurer and a real TPM.

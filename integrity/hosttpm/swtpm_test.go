@@ -13,8 +13,8 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
-	"github.com/safeconduct/safeconduct/test/swtpmtest"
 	"github.com/safeconduct/safeconduct/integrity/tpmquote"
+	"github.com/safeconduct/safeconduct/test/swtpmtest"
 )
 
 func open(t testing.TB, address string) *TPM {

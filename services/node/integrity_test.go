@@ -3,7 +3,7 @@ package node
 import (
 	"bytes"
 	"crypto"
-	"crypto/sha1" //nolint:gosec // the kernel's template hash
+	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -36,7 +36,7 @@ func imaEntry(path string, content []byte) (entry []byte, extended [32]byte) {
 	digest := append([]byte("sha256:\x00"), sum[:]...)
 	field := func(b []byte) []byte { return append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...) }
 	data := append(field(digest), field(append([]byte(path), 0))...)
-	template := sha1.Sum(data) //nolint:gosec // as the kernel does
+	template := sha1.Sum(data)
 	entry = binary.LittleEndian.AppendUint32(nil, 10)
 	entry = append(entry, template[:]...)
 	entry = append(entry, field([]byte("ima-ng"))...)

@@ -173,7 +173,7 @@ func (l *live) End(rec session.Record) {
 			l.node.background.Go(func() { l.node.keep(l, t, s) })
 		}
 	}
-	l.Session.Destroy()
+	l.Destroy()
 	l.node.discard(l, rec)
 }
 

@@ -44,7 +44,6 @@ type path struct {
 	incoming net.Listener
 	wire     func(net.Conn) net.Conn // what lies between the hosts
 	src, dst keys
-	reached  chan net.Conn
 	reports  chan Report
 	stop     func()
 }
