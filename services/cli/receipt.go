@@ -10,11 +10,12 @@ import (
 	"google.golang.org/grpc"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/attestation/receipt"
 )
 
 func receiptCommand(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "receipt", Short: "The signed records of migrations that have ended"}
-	c.AddCommand(receiptListCommand(a), receiptExportCommand(a), receiptVerifyCommand(a))
+	c.AddCommand(receiptListCommand(a), receiptShowCommand(a), receiptExportCommand(a), receiptVerifyCommand(a))
 	return c
 }
 
@@ -116,19 +117,59 @@ func receiptExportCommand(a *app) *cobra.Command {
 		Use: "export RECEIPT", Short: "Write one receipt with everything that is needed to verify it without this node", Args: cobra.ExactArgs(1),
 		Long: "Write one receipt, as JSON whatever -o says, with everything that is needed to verify it without this node.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := hex.DecodeString(args[0])
-			if err != nil || len(id) != 32 {
-				return advise(fmt.Errorf("%q is no receipt id: 64 hex digits", args[0]), "see safeconduct receipt list")
-			}
-			answer, err := ask(cmd.Context(), a, func(ctx context.Context, c *grpc.ClientConn) (*v1.ExportReceiptResponse, error) {
-				return v1.NewReceiptServiceClient(c).ExportReceipt(ctx, &v1.ExportReceiptRequest{ReceiptId: id})
-			})
+			export, err := a.export(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			return a.writeNew(out, 0o644, answer.GetReceipt())
+			return a.writeNew(out, 0o644, export)
 		},
 	}
 	c.Flags().StringVar(&out, "out", "", "new file to write; standard output without")
 	return c
+}
+
+// export fetches one receipt by its id in hex.
+func (a *app) export(ctx context.Context, text string) ([]byte, error) {
+	id, err := hex.DecodeString(text)
+	if err != nil || len(id) != 32 {
+		return nil, advise(fmt.Errorf("%q is no receipt id: 64 hex digits", text), "see safeconduct receipt list")
+	}
+	answer, err := ask(ctx, a, func(ctx context.Context, c *grpc.ClientConn) (*v1.ExportReceiptResponse, error) {
+		return v1.NewReceiptServiceClient(c).ExportReceipt(ctx, &v1.ExportReceiptRequest{ReceiptId: id})
+	})
+	return answer.GetReceipt(), err
+}
+
+func receiptShowCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "show RECEIPT", Short: "Show what one receipt says, without verifying it", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			raw, err := a.export(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			e, err := receipt.ParseExport(raw)
+			if err != nil {
+				return &failure{err: err, code: ExitInternal, do: "read safeconductd's log on this host"}
+			}
+			return a.show(e.Decoded, func(s *sheet) {
+				s.field("receipt", hexOf(e.ReceiptID))
+				s.field("signed by", signers(e))
+				printRecord(s, e.Decoded)
+				s.blank()
+				s.line("NOT VERIFIED: see safeconduct receipt verify")
+			})
+		},
+	}
+}
+
+func signers(e *receipt.Export) string {
+	switch {
+	case len(e.Source.Signature) > 0 && len(e.Destination.Signature) > 0:
+		return "both"
+	case len(e.Source.Signature) > 0:
+		return "the source alone"
+	default:
+		return "the destination alone"
+	}
 }

@@ -73,22 +73,26 @@ it is that side's word alone.`,
 	return c
 }
 
+func printRecord(s *sheet, rec *receipt.Record) {
+	s.field("mode", modeLine(rec.Mode))
+	s.field("instance", rec.InstanceID)
+	s.field("migration", rec.MigrationID)
+	s.line("%-14s %s to %s", "hosts", rec.Source.Host, rec.Destination.Host)
+	s.line("%-14s %s %s, %s", "outcome", rec.Outcome.Result, rec.Outcome.Reason, stampTime(rec.Times.Concluded))
+	for _, b := range rec.State {
+		s.line("%-14s %s, %d bytes as %d", "state", b.Type, b.PlaintextBytes, b.CiphertextBytes)
+	}
+	s.line("%-14s %d", "secrets", rec.Secrets)
+}
+
 func printReport(s *sheet, r *receipt.Report) {
 	verdict := "ACCEPTED"
 	if !r.Accepted {
 		verdict = "REFUSED"
 	}
 	s.line("%s  receipt %x, signed by %s", verdict, []byte(r.ID), r.SignedBy)
-	if rec := r.Record; rec != nil {
-		s.field("mode", modeLine(rec.Mode))
-		s.field("instance", rec.InstanceID)
-		s.field("migration", rec.MigrationID)
-		s.line("%-14s %s to %s", "hosts", rec.Source.Host, rec.Destination.Host)
-		s.line("%-14s %s %s, %s", "outcome", rec.Outcome.Result, rec.Outcome.Reason, stampTime(rec.Times.Concluded))
-		for _, b := range rec.State {
-			s.line("%-14s %s, %d bytes as %d", "state", b.Type, b.PlaintextBytes, b.CiphertextBytes)
-		}
-		s.line("%-14s %d", "secrets", rec.Secrets)
+	if r.Record != nil {
+		printRecord(s, r.Record)
 	}
 	s.line("%-14s source %t, destination %t", "same policy", r.SourcePolicy, r.DestinationPolicy)
 	s.blank()
