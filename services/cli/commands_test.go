@@ -82,6 +82,7 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 				At: at(0), Mode: sim},
 		}}, ExitOK},
 		"receipt-none": {[]string{"receipt", "list"}, &fakeNode{}, ExitOK},
+		"receipt-show": {[]string{"receipt", "show", strings.Repeat("77", 32)}, &fakeNode{receipt: readGoldenReceipt(t)}, ExitOK},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := startNode(t, c.node)

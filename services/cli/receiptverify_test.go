@@ -20,10 +20,7 @@ type goldenFiles struct{ export, policy, keys, root string }
 func goldenReceipt(t *testing.T) goldenFiles {
 	t.Helper()
 	dir := filepath.Join("..", "..", "attestation", "receipt", "testdata")
-	raw, err := os.ReadFile(filepath.Join(dir, "export.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := readGoldenReceipt(t)
 	e, err := receipt.ParseExport(raw)
 	if err != nil {
 		t.Fatal(err)
@@ -49,6 +46,15 @@ func goldenReceipt(t *testing.T) goldenFiles {
 		export: write(t, "export.json", string(raw)), policy: write(t, "policy.json", string(signed)),
 		keys: write(t, "keys.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))), root: write(t, "root.pem", string(root)),
 	}
+}
+
+func readGoldenReceipt(t *testing.T) []byte {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("..", "..", "attestation", "receipt", "testdata", "export.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }
 
 func TestAReceiptIsVerifiedOffline(t *testing.T) {
