@@ -78,7 +78,11 @@ func printRecord(s *sheet, rec *receipt.Record) {
 	s.field("instance", rec.InstanceID)
 	s.field("migration", rec.MigrationID)
 	s.line("%-14s %s to %s", "hosts", rec.Source.Host, rec.Destination.Host)
-	s.line("%-14s %s %s, %s", "outcome", rec.Outcome.Result, rec.Outcome.Reason, stampTime(rec.Times.Concluded))
+	outcome := rec.Outcome.Result
+	if rec.Outcome.Reason != "" {
+		outcome += " (" + rec.Outcome.Reason + ")"
+	}
+	s.line("%-14s %s, %s", "outcome", outcome, stampTime(rec.Times.Concluded))
 	for _, b := range rec.State {
 		s.line("%-14s %s, %d bytes as %d", "state", b.Type, b.PlaintextBytes, b.CiphertextBytes)
 	}
