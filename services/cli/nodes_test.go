@@ -25,6 +25,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/integrity/appraise"
+	"github.com/safeconduct/safeconduct/integrity/hosttpm"
 	service "github.com/safeconduct/safeconduct/services/node"
 	"github.com/safeconduct/safeconduct/services/node/config"
 	"github.com/safeconduct/safeconduct/tee"
@@ -42,11 +43,12 @@ type cloud struct {
 }
 
 type cloudNode struct {
-	host, dir, socket, address, vmm string
-	ended                           chan error
+	host, dir, socket, address, vmm, tpm string
+	ended                                chan error
 }
 
-func newCloud(t *testing.T) *cloud {
+// newCloud starts them; tpms are the addresses of their TPMs, from the first node on.
+func newCloud(t *testing.T, tpms ...string) *cloud {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sc-cloud-") // unix socket paths are short
 	if err != nil {
@@ -81,7 +83,11 @@ func newCloud(t *testing.T) *cloud {
 		TPM:   appraise.TPM{Required: new(bool)},
 	}
 	for i, host := range []string{"compute1", "compute2"} {
-		c.nodes[i] = c.prepare(t, host, [16]byte{byte(i + 1)})
+		address := ""
+		if i < len(tpms) {
+			address = tpms[i]
+		}
+		c.nodes[i] = c.prepare(t, host, [16]byte{byte(i + 1)}, address)
 	}
 	c.writePolicy(t)
 	for i, n := range c.nodes {
@@ -90,9 +96,9 @@ func newCloud(t *testing.T) *cloud {
 	return c
 }
 
-func (c *cloud) prepare(t *testing.T, host string, ppid [16]byte) *cloudNode {
+func (c *cloud) prepare(t *testing.T, host string, ppid [16]byte, tpmAddress string) *cloudNode {
 	t.Helper()
-	n := &cloudNode{host: host, dir: filepath.Join(c.dir, host), ended: make(chan error, 1)}
+	n := &cloudNode{host: host, tpm: tpmAddress, dir: filepath.Join(c.dir, host), ended: make(chan error, 1)}
 	n.socket, n.vmm = filepath.Join(n.dir, "s"), filepath.Join(n.dir, "qemu")
 	if err := c.authority.CreatePlatform(filepath.Join(n.dir, "platform"), simulated.PlatformOptions{PPID: ppid}); err != nil {
 		t.Fatal(err)
@@ -104,8 +110,18 @@ func (c *cloud) prepare(t *testing.T, host string, ppid [16]byte) *cloudNode {
 	}
 	n.address = l.Addr().String()
 	l.Close()
-	id := handshake.PlatformID(ppid, nil)
-	c.policy.Platforms = append(c.policy.Platforms, policy.Platform{Host: host, PlatformID: id[:]})
+	var ak []byte
+	if tpmAddress != "" {
+		tpm, err := hosttpm.Open(tpmAddress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ak, err = tpm.AKPublic(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := handshake.PlatformID(ppid, ak)
+	c.policy.Platforms = append(c.policy.Platforms, policy.Platform{Host: host, PlatformID: id[:], TPMKey: ak})
 	return n
 }
 
@@ -131,7 +147,7 @@ func (c *cloud) start(t *testing.T, n, peer *cloudNode, m simulated.Measurement)
 		Mode: tee.ModeSimulated, Host: n.host, StateDir: filepath.Join(n.dir, "state"), Local: config.Local{Socket: n.socket},
 		Peer: config.Peer{Listen: n.address, MaxHandshakes: 8}, Policy: config.Policy{File: c.policyFile},
 		Collateral: config.Collateral{Dir: filepath.Join(c.dir, "authority")},
-		Integrity:  config.Integrity{Root: "/", Items: []config.Item{{Name: "vmm/qemu", Kind: "file", Path: n.vmm}}},
+		Integrity:  config.Integrity{Root: "/", Items: []config.Item{{Name: "vmm/qemu", Kind: "file", Path: n.vmm}}, TPM: n.tpm},
 		Peers:      []config.PeerEntry{{Host: peer.host, Address: peer.address}},
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/integrity/appraise"
+	"github.com/safeconduct/safeconduct/integrity/endorsement"
 )
 
 func (a *app) writeReference(out string, refs *appraise.ReferenceValues) error {
@@ -116,10 +119,16 @@ func rollCommand(a *app) *cobra.Command {
 	return c
 }
 
+// maxRoots bounds a file of TPM makers' certificate authorities, in bytes: it may name them all.
+const maxRoots = 1 << 20
+
 // enrolment is one element of a policy's "platforms", and what it was read from.
 type enrolment struct {
 	policy.Platform
 	mode v1.Mode
+	tpm  *v1.EndorseResponse
+	// maker is what the endorsement certificate says; nil if no roots were given to believe it by.
+	maker *endorsement.Statement
 }
 
 // MarshalJSON gives the element of "platforms" alone: it is to be put into a policy.
@@ -130,34 +139,89 @@ func (e *enrolment) print(s *sheet) {
 	s.field("mode", modeLine(modeName(e.mode)))
 	s.field("platform id", hexOf(e.PlatformID))
 	s.field("tpm key", orElse(hexOf(e.TPMKey), "none: this host has no TPM"))
+	if len(e.TPMKey) > 0 {
+		s.field("in the tpm of", e.endorsed())
+	}
 	s.blank()
 	s.line("Put the output of \"safeconduct enroll -o json\" into \"platforms\" of the policy, once you know that this is the host and its TPM:")
 	s.line("whoever enrols decides which machine may answer under this name.")
 }
 
+// endorsed says which TPM the attestation key was shown to be in.
+func (e *enrolment) endorsed() string {
+	switch key := sha256.Sum256(e.tpm.GetEkPublic()); {
+	case e.maker != nil:
+		return fmt.Sprintf("endorsement key sha256:%x, certified by %s under %s", key, e.maker.Issuer, e.maker.Root)
+	case len(e.tpm.GetEkCertificate()) > 0:
+		return fmt.Sprintf("endorsement key sha256:%x; its certificate was not checked (give --ek-roots)", key)
+	default:
+		return fmt.Sprintf("endorsement key sha256:%x; this TPM has no certificate of it", key)
+	}
+}
+
 func enrollCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use: "enroll", Short: "Show this host's platform as an element of a policy's \"platforms\"", Args: cobra.NoArgs,
+	var roots string
+	c := &cobra.Command{
+		Use: "enroll [--ek-roots FILE]", Short: "Show this host's platform as an element of a policy's \"platforms\"", Args: cobra.NoArgs,
 		Long: `Show this host's platform as an element of a policy's "platforms": its name, the id that its processor and its TPM make, and the TPM's attestation key. Run it on the
-host itself, in a state that you trust. From then on no other machine, and no other machine's TPM, can answer under this host's name.`,
+host itself, in a state that you trust. From then on no other machine, and no other machine's TPM, can answer under this host's name.
+
+The node service has challenged the TPM (credential activation), so that the attestation key is in the same TPM as the endorsement key that is shown. With --ek-roots,
+the TPM makers' certificate authorities in PEM, the endorsement key's certificate must lead to one of them: the key is then in a TPM of that maker, not in software.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			e, err := ask(cmd.Context(), a, func(ctx context.Context, c *grpc.ClientConn) (*enrolment, error) {
-				status, err := v1.NewAdminServiceClient(c).GetStatus(ctx, &v1.GetStatusRequest{})
-				if err != nil {
-					return nil, err
-				}
-				measured, err := v1.NewIntegrityServiceClient(c).Measure(ctx, &v1.MeasureRequest{})
-				if err != nil {
-					return nil, err
-				}
-				return &enrolment{mode: status.GetMode(), Platform: policy.Platform{
-					Host: status.GetHost(), PlatformID: status.GetPlatformId(), TPMKey: measured.GetLog().GetTpmQuote().GetAkPublic(),
-				}}, nil
-			})
+			e, err := ask(cmd.Context(), a, readEnrolment)
 			if err != nil {
 				return err
+			}
+			if roots != "" {
+				if e.maker, err = believe(e.tpm, roots, a.Now()); err != nil {
+					return err
+				}
 			}
 			return a.show(e, e.print)
 		},
 	}
+	c.Flags().StringVar(&roots, "ek-roots", "", "certificate authorities of TPM makers in PEM; the endorsement key's certificate must lead to one of them")
+	return c
+}
+
+func readEnrolment(ctx context.Context, c *grpc.ClientConn) (*enrolment, error) {
+	status, err := v1.NewAdminServiceClient(c).GetStatus(ctx, &v1.GetStatusRequest{})
+	if err != nil {
+		return nil, err
+	}
+	tpm, err := v1.NewIntegrityServiceClient(c).Endorse(ctx, &v1.EndorseRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return &enrolment{mode: status.GetMode(), tpm: tpm, Platform: policy.Platform{
+		Host: status.GetHost(), PlatformID: status.GetPlatformId(), TPMKey: tpm.GetAkPublic(),
+	}}, nil
+}
+
+// believe refuses an endorsement key whose certificate does not lead to the roots in a file.
+func believe(tpm *v1.EndorseResponse, file string, now time.Time) (*endorsement.Statement, error) {
+	raw, err := readFile(file, maxRoots)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := endorsement.Roots(raw)
+	if err != nil {
+		return nil, fmt.Errorf("--ek-roots %s: %w", file, err)
+	}
+	if len(tpm.GetAkPublic()) == 0 {
+		return nil, advise(errors.New("this host has no TPM in the node service's configuration"), "name it under integrity.tpm, or leave --ek-roots out")
+	}
+	s, err := endorsement.Verify(tpm.GetEkPublic(), tpm.GetEkCertificate(), tpm.GetEkChain(), roots, now)
+	if err == nil {
+		return s, nil
+	}
+	do := "do not enrol this machine before you know why"
+	switch {
+	case errors.Is(err, endorsement.ErrNone):
+		do = "compare the endorsement key with the maker's record by hand, and leave --ek-roots out"
+	case errors.Is(err, endorsement.ErrUntrusted):
+		do = "add the maker's root, and the intermediates that the TPM does not store, to " + file + "; if they are there, do not enrol this machine"
+	}
+	return nil, &failure{err: err, do: do, code: ExitNotAuthentic}
 }

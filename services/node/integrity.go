@@ -47,3 +47,15 @@ func (i *integrityServer) GetPolicy(context.Context, *v1.GetPolicyRequest) (*v1.
 	p := i.judge().policy
 	return &v1.GetPolicyResponse{Policy: p.Raw, Digest: p.Digest[:], Mode: i.mode}, nil
 }
+
+// Endorse implements IntegrityService.
+func (i *integrityServer) Endorse(ctx context.Context, _ *v1.EndorseRequest) (*v1.EndorseResponse, error) {
+	if i.logs.tpm == nil {
+		return &v1.EndorseResponse{Mode: i.mode}, nil
+	}
+	e, err := i.logs.tpm.Endorse(ctx)
+	if err != nil {
+		return nil, refusal.New(v1.Reason_REASON_MEASUREMENT_FAILED, "the host's TPM: %w", err).On("tpm")
+	}
+	return &v1.EndorseResponse{AkPublic: e.AKPublic, EkPublic: e.EKPublic, EkCertificate: e.Certificate, EkChain: e.Chain, Mode: i.mode}, nil
+}

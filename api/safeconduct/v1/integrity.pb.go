@@ -74,6 +74,122 @@ func (Provenance) EnumDescriptor() ([]byte, []int) {
 	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{0}
 }
 
+type EndorseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndorseRequest) Reset() {
+	*x = EndorseRequest{}
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndorseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndorseRequest) ProtoMessage() {}
+
+func (x *EndorseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndorseRequest.ProtoReflect.Descriptor instead.
+func (*EndorseRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{0}
+}
+
+type EndorseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// TPMT_PUBLIC of the attestation key, as for enrolment.
+	AkPublic []byte `protobuf:"bytes,1,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`
+	// TPMT_PUBLIC of the endorsement key of the same TPM.
+	EkPublic []byte `protobuf:"bytes,2,opt,name=ek_public,json=ekPublic,proto3" json:"ek_public,omitempty"`
+	// The endorsement key's certificate in DER, as the TPM stores it, with its padding; empty where it has none. The service does not verify it.
+	EkCertificate []byte `protobuf:"bytes,3,opt,name=ek_certificate,json=ekCertificate,proto3" json:"ek_certificate,omitempty"`
+	// The certificate's issuers, in DER, as far as the TPM stores them: one NV index each.
+	EkChain       [][]byte `protobuf:"bytes,4,rep,name=ek_chain,json=ekChain,proto3" json:"ek_chain,omitempty"`
+	Mode          Mode     `protobuf:"varint,5,opt,name=mode,proto3,enum=safeconduct.v1.Mode" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndorseResponse) Reset() {
+	*x = EndorseResponse{}
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndorseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndorseResponse) ProtoMessage() {}
+
+func (x *EndorseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndorseResponse.ProtoReflect.Descriptor instead.
+func (*EndorseResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EndorseResponse) GetAkPublic() []byte {
+	if x != nil {
+		return x.AkPublic
+	}
+	return nil
+}
+
+func (x *EndorseResponse) GetEkPublic() []byte {
+	if x != nil {
+		return x.EkPublic
+	}
+	return nil
+}
+
+func (x *EndorseResponse) GetEkCertificate() []byte {
+	if x != nil {
+		return x.EkCertificate
+	}
+	return nil
+}
+
+func (x *EndorseResponse) GetEkChain() [][]byte {
+	if x != nil {
+		return x.EkChain
+	}
+	return nil
+}
+
+func (x *EndorseResponse) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_UNSPECIFIED
+}
+
 type GetLogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -82,7 +198,7 @@ type GetLogRequest struct {
 
 func (x *GetLogRequest) Reset() {
 	*x = GetLogRequest{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[0]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -94,7 +210,7 @@ func (x *GetLogRequest) String() string {
 func (*GetLogRequest) ProtoMessage() {}
 
 func (x *GetLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[0]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -107,7 +223,7 @@ func (x *GetLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogRequest.ProtoReflect.Descriptor instead.
 func (*GetLogRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{0}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{2}
 }
 
 type GetLogResponse struct {
@@ -120,7 +236,7 @@ type GetLogResponse struct {
 
 func (x *GetLogResponse) Reset() {
 	*x = GetLogResponse{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[1]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -132,7 +248,7 @@ func (x *GetLogResponse) String() string {
 func (*GetLogResponse) ProtoMessage() {}
 
 func (x *GetLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[1]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -145,7 +261,7 @@ func (x *GetLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogResponse.ProtoReflect.Descriptor instead.
 func (*GetLogResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{1}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetLogResponse) GetLog() *IntegrityLog {
@@ -170,7 +286,7 @@ type MeasureRequest struct {
 
 func (x *MeasureRequest) Reset() {
 	*x = MeasureRequest{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[2]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -182,7 +298,7 @@ func (x *MeasureRequest) String() string {
 func (*MeasureRequest) ProtoMessage() {}
 
 func (x *MeasureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[2]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -195,7 +311,7 @@ func (x *MeasureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureRequest.ProtoReflect.Descriptor instead.
 func (*MeasureRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{2}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{4}
 }
 
 type MeasureResponse struct {
@@ -207,7 +323,7 @@ type MeasureResponse struct {
 
 func (x *MeasureResponse) Reset() {
 	*x = MeasureResponse{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[3]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -219,7 +335,7 @@ func (x *MeasureResponse) String() string {
 func (*MeasureResponse) ProtoMessage() {}
 
 func (x *MeasureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[3]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -232,7 +348,7 @@ func (x *MeasureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureResponse.ProtoReflect.Descriptor instead.
 func (*MeasureResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{3}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MeasureResponse) GetLog() *IntegrityLog {
@@ -250,7 +366,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[4]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -262,7 +378,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[4]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -275,7 +391,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{4}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{6}
 }
 
 type GetPolicyResponse struct {
@@ -291,7 +407,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[5]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -303,7 +419,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[5]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -316,7 +432,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{5}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetPolicyResponse) GetPolicy() []byte {
@@ -359,7 +475,7 @@ type IntegrityLog struct {
 
 func (x *IntegrityLog) Reset() {
 	*x = IntegrityLog{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[6]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +487,7 @@ func (x *IntegrityLog) String() string {
 func (*IntegrityLog) ProtoMessage() {}
 
 func (x *IntegrityLog) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[6]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +500,7 @@ func (x *IntegrityLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntegrityLog.ProtoReflect.Descriptor instead.
 func (*IntegrityLog) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{6}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IntegrityLog) GetVersion() uint32 {
@@ -442,7 +558,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +570,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[7]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +583,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{7}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Attachment) GetName() string {
@@ -510,7 +626,7 @@ type IntegrityEntry struct {
 
 func (x *IntegrityEntry) Reset() {
 	*x = IntegrityEntry{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +638,7 @@ func (x *IntegrityEntry) String() string {
 func (*IntegrityEntry) ProtoMessage() {}
 
 func (x *IntegrityEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[8]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +651,7 @@ func (x *IntegrityEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntegrityEntry.ProtoReflect.Descriptor instead.
 func (*IntegrityEntry) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{8}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *IntegrityEntry) GetName() string {
@@ -617,7 +733,7 @@ type TpmQuote struct {
 
 func (x *TpmQuote) Reset() {
 	*x = TpmQuote{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +745,7 @@ func (x *TpmQuote) String() string {
 func (*TpmQuote) ProtoMessage() {}
 
 func (x *TpmQuote) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[9]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +758,7 @@ func (x *TpmQuote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TpmQuote.ProtoReflect.Descriptor instead.
 func (*TpmQuote) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{9}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TpmQuote) GetAttest() []byte {
@@ -685,7 +801,7 @@ type PcrValue struct {
 
 func (x *PcrValue) Reset() {
 	*x = PcrValue{}
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[10]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +813,7 @@ func (x *PcrValue) String() string {
 func (*PcrValue) ProtoMessage() {}
 
 func (x *PcrValue) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_integrity_proto_msgTypes[10]
+	mi := &file_safeconduct_v1_integrity_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +826,7 @@ func (x *PcrValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PcrValue.ProtoReflect.Descriptor instead.
 func (*PcrValue) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{10}
+	return file_safeconduct_v1_integrity_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PcrValue) GetBank() string {
@@ -738,7 +854,14 @@ var File_safeconduct_v1_integrity_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_integrity_proto_rawDesc = "" +
 	"\n" +
-	"\x1esafeconduct/v1/integrity.proto\x12\x0esafeconduct.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsafeconduct/v1/common.proto\"\x0f\n" +
+	"\x1esafeconduct/v1/integrity.proto\x12\x0esafeconduct.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsafeconduct/v1/common.proto\"\x10\n" +
+	"\x0eEndorseRequest\"\xb7\x01\n" +
+	"\x0fEndorseResponse\x12\x1b\n" +
+	"\tak_public\x18\x01 \x01(\fR\bakPublic\x12\x1b\n" +
+	"\tek_public\x18\x02 \x01(\fR\bekPublic\x12%\n" +
+	"\x0eek_certificate\x18\x03 \x01(\fR\rekCertificate\x12\x19\n" +
+	"\bek_chain\x18\x04 \x03(\fR\aekChain\x12(\n" +
+	"\x04mode\x18\x05 \x01(\x0e2\x14.safeconduct.v1.ModeR\x04mode\"\x0f\n" +
 	"\rGetLogRequest\"}\n" +
 	"\x0eGetLogResponse\x12.\n" +
 	"\x03log\x18\x01 \x01(\v2\x1c.safeconduct.v1.IntegrityLogR\x03log\x12;\n" +
@@ -789,11 +912,12 @@ const file_safeconduct_v1_integrity_proto_rawDesc = "" +
 	"Provenance\x12\x1a\n" +
 	"\x16PROVENANCE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17PROVENANCE_ENCLAVE_READ\x10\x01\x12\x19\n" +
-	"\x15PROVENANCE_TPM_BACKED\x10\x022\xf9\x01\n" +
+	"\x15PROVENANCE_TPM_BACKED\x10\x022\xc5\x02\n" +
 	"\x10IntegrityService\x12G\n" +
 	"\x06GetLog\x12\x1d.safeconduct.v1.GetLogRequest\x1a\x1e.safeconduct.v1.GetLogResponse\x12J\n" +
 	"\aMeasure\x12\x1e.safeconduct.v1.MeasureRequest\x1a\x1f.safeconduct.v1.MeasureResponse\x12P\n" +
-	"\tGetPolicy\x12 .safeconduct.v1.GetPolicyRequest\x1a!.safeconduct.v1.GetPolicyResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\tGetPolicy\x12 .safeconduct.v1.GetPolicyRequest\x1a!.safeconduct.v1.GetPolicyResponse\x12J\n" +
+	"\aEndorse\x12\x1e.safeconduct.v1.EndorseRequest\x1a\x1f.safeconduct.v1.EndorseResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_integrity_proto_rawDescOnce sync.Once
@@ -808,45 +932,50 @@ func file_safeconduct_v1_integrity_proto_rawDescGZIP() []byte {
 }
 
 var file_safeconduct_v1_integrity_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_safeconduct_v1_integrity_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_safeconduct_v1_integrity_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_safeconduct_v1_integrity_proto_goTypes = []any{
 	(Provenance)(0),               // 0: safeconduct.v1.Provenance
-	(*GetLogRequest)(nil),         // 1: safeconduct.v1.GetLogRequest
-	(*GetLogResponse)(nil),        // 2: safeconduct.v1.GetLogResponse
-	(*MeasureRequest)(nil),        // 3: safeconduct.v1.MeasureRequest
-	(*MeasureResponse)(nil),       // 4: safeconduct.v1.MeasureResponse
-	(*GetPolicyRequest)(nil),      // 5: safeconduct.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 6: safeconduct.v1.GetPolicyResponse
-	(*IntegrityLog)(nil),          // 7: safeconduct.v1.IntegrityLog
-	(*Attachment)(nil),            // 8: safeconduct.v1.Attachment
-	(*IntegrityEntry)(nil),        // 9: safeconduct.v1.IntegrityEntry
-	(*TpmQuote)(nil),              // 10: safeconduct.v1.TpmQuote
-	(*PcrValue)(nil),              // 11: safeconduct.v1.PcrValue
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(Mode)(0),                     // 13: safeconduct.v1.Mode
+	(*EndorseRequest)(nil),        // 1: safeconduct.v1.EndorseRequest
+	(*EndorseResponse)(nil),       // 2: safeconduct.v1.EndorseResponse
+	(*GetLogRequest)(nil),         // 3: safeconduct.v1.GetLogRequest
+	(*GetLogResponse)(nil),        // 4: safeconduct.v1.GetLogResponse
+	(*MeasureRequest)(nil),        // 5: safeconduct.v1.MeasureRequest
+	(*MeasureResponse)(nil),       // 6: safeconduct.v1.MeasureResponse
+	(*GetPolicyRequest)(nil),      // 7: safeconduct.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),     // 8: safeconduct.v1.GetPolicyResponse
+	(*IntegrityLog)(nil),          // 9: safeconduct.v1.IntegrityLog
+	(*Attachment)(nil),            // 10: safeconduct.v1.Attachment
+	(*IntegrityEntry)(nil),        // 11: safeconduct.v1.IntegrityEntry
+	(*TpmQuote)(nil),              // 12: safeconduct.v1.TpmQuote
+	(*PcrValue)(nil),              // 13: safeconduct.v1.PcrValue
+	(Mode)(0),                     // 14: safeconduct.v1.Mode
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_safeconduct_v1_integrity_proto_depIdxs = []int32{
-	7,  // 0: safeconduct.v1.GetLogResponse.log:type_name -> safeconduct.v1.IntegrityLog
-	12, // 1: safeconduct.v1.GetLogResponse.measured_at:type_name -> google.protobuf.Timestamp
-	7,  // 2: safeconduct.v1.MeasureResponse.log:type_name -> safeconduct.v1.IntegrityLog
-	13, // 3: safeconduct.v1.GetPolicyResponse.mode:type_name -> safeconduct.v1.Mode
-	12, // 4: safeconduct.v1.IntegrityLog.measured_at:type_name -> google.protobuf.Timestamp
-	9,  // 5: safeconduct.v1.IntegrityLog.entries:type_name -> safeconduct.v1.IntegrityEntry
-	10, // 6: safeconduct.v1.IntegrityLog.tpm_quote:type_name -> safeconduct.v1.TpmQuote
-	8,  // 7: safeconduct.v1.IntegrityLog.attachments:type_name -> safeconduct.v1.Attachment
-	0,  // 8: safeconduct.v1.IntegrityEntry.provenance:type_name -> safeconduct.v1.Provenance
-	11, // 9: safeconduct.v1.TpmQuote.pcrs:type_name -> safeconduct.v1.PcrValue
-	1,  // 10: safeconduct.v1.IntegrityService.GetLog:input_type -> safeconduct.v1.GetLogRequest
-	3,  // 11: safeconduct.v1.IntegrityService.Measure:input_type -> safeconduct.v1.MeasureRequest
-	5,  // 12: safeconduct.v1.IntegrityService.GetPolicy:input_type -> safeconduct.v1.GetPolicyRequest
-	2,  // 13: safeconduct.v1.IntegrityService.GetLog:output_type -> safeconduct.v1.GetLogResponse
-	4,  // 14: safeconduct.v1.IntegrityService.Measure:output_type -> safeconduct.v1.MeasureResponse
-	6,  // 15: safeconduct.v1.IntegrityService.GetPolicy:output_type -> safeconduct.v1.GetPolicyResponse
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	14, // 0: safeconduct.v1.EndorseResponse.mode:type_name -> safeconduct.v1.Mode
+	9,  // 1: safeconduct.v1.GetLogResponse.log:type_name -> safeconduct.v1.IntegrityLog
+	15, // 2: safeconduct.v1.GetLogResponse.measured_at:type_name -> google.protobuf.Timestamp
+	9,  // 3: safeconduct.v1.MeasureResponse.log:type_name -> safeconduct.v1.IntegrityLog
+	14, // 4: safeconduct.v1.GetPolicyResponse.mode:type_name -> safeconduct.v1.Mode
+	15, // 5: safeconduct.v1.IntegrityLog.measured_at:type_name -> google.protobuf.Timestamp
+	11, // 6: safeconduct.v1.IntegrityLog.entries:type_name -> safeconduct.v1.IntegrityEntry
+	12, // 7: safeconduct.v1.IntegrityLog.tpm_quote:type_name -> safeconduct.v1.TpmQuote
+	10, // 8: safeconduct.v1.IntegrityLog.attachments:type_name -> safeconduct.v1.Attachment
+	0,  // 9: safeconduct.v1.IntegrityEntry.provenance:type_name -> safeconduct.v1.Provenance
+	13, // 10: safeconduct.v1.TpmQuote.pcrs:type_name -> safeconduct.v1.PcrValue
+	3,  // 11: safeconduct.v1.IntegrityService.GetLog:input_type -> safeconduct.v1.GetLogRequest
+	5,  // 12: safeconduct.v1.IntegrityService.Measure:input_type -> safeconduct.v1.MeasureRequest
+	7,  // 13: safeconduct.v1.IntegrityService.GetPolicy:input_type -> safeconduct.v1.GetPolicyRequest
+	1,  // 14: safeconduct.v1.IntegrityService.Endorse:input_type -> safeconduct.v1.EndorseRequest
+	4,  // 15: safeconduct.v1.IntegrityService.GetLog:output_type -> safeconduct.v1.GetLogResponse
+	6,  // 16: safeconduct.v1.IntegrityService.Measure:output_type -> safeconduct.v1.MeasureResponse
+	8,  // 17: safeconduct.v1.IntegrityService.GetPolicy:output_type -> safeconduct.v1.GetPolicyResponse
+	2,  // 18: safeconduct.v1.IntegrityService.Endorse:output_type -> safeconduct.v1.EndorseResponse
+	15, // [15:19] is the sub-list for method output_type
+	11, // [11:15] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_integrity_proto_init() }
@@ -861,7 +990,7 @@ func file_safeconduct_v1_integrity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_integrity_proto_rawDesc), len(file_safeconduct_v1_integrity_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

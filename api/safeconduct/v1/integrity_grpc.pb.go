@@ -22,6 +22,7 @@ const (
 	IntegrityService_GetLog_FullMethodName    = "/safeconduct.v1.IntegrityService/GetLog"
 	IntegrityService_Measure_FullMethodName   = "/safeconduct.v1.IntegrityService/Measure"
 	IntegrityService_GetPolicy_FullMethodName = "/safeconduct.v1.IntegrityService/GetPolicy"
+	IntegrityService_Endorse_FullMethodName   = "/safeconduct.v1.IntegrityService/Endorse"
 )
 
 // IntegrityServiceClient is the client API for IntegrityService service.
@@ -36,6 +37,9 @@ type IntegrityServiceClient interface {
 	Measure(ctx context.Context, in *MeasureRequest, opts ...grpc.CallOption) (*MeasureResponse, error)
 	// GetPolicy returns the policy in force, as its exact bytes.
 	GetPolicy(ctx context.Context, in *GetPolicyRequest, opts ...grpc.CallOption) (*GetPolicyResponse, error)
+	// Endorse shows which TPM this host's attestation key is in. The service has challenged the TPM by credential activation (TPM 2.0 Library, Part 1, 24).
+	// On a host without a TPM the answer has no keys.
+	Endorse(ctx context.Context, in *EndorseRequest, opts ...grpc.CallOption) (*EndorseResponse, error)
 }
 
 type integrityServiceClient struct {
@@ -76,6 +80,16 @@ func (c *integrityServiceClient) GetPolicy(ctx context.Context, in *GetPolicyReq
 	return out, nil
 }
 
+func (c *integrityServiceClient) Endorse(ctx context.Context, in *EndorseRequest, opts ...grpc.CallOption) (*EndorseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndorseResponse)
+	err := c.cc.Invoke(ctx, IntegrityService_Endorse_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // IntegrityServiceServer is the server API for IntegrityService service.
 // All implementations must embed UnimplementedIntegrityServiceServer
 // for forward compatibility.
@@ -88,6 +102,9 @@ type IntegrityServiceServer interface {
 	Measure(context.Context, *MeasureRequest) (*MeasureResponse, error)
 	// GetPolicy returns the policy in force, as its exact bytes.
 	GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error)
+	// Endorse shows which TPM this host's attestation key is in. The service has challenged the TPM by credential activation (TPM 2.0 Library, Part 1, 24).
+	// On a host without a TPM the answer has no keys.
+	Endorse(context.Context, *EndorseRequest) (*EndorseResponse, error)
 	mustEmbedUnimplementedIntegrityServiceServer()
 }
 
@@ -106,6 +123,9 @@ func (UnimplementedIntegrityServiceServer) Measure(context.Context, *MeasureRequ
 }
 func (UnimplementedIntegrityServiceServer) GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPolicy not implemented")
+}
+func (UnimplementedIntegrityServiceServer) Endorse(context.Context, *EndorseRequest) (*EndorseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Endorse not implemented")
 }
 func (UnimplementedIntegrityServiceServer) mustEmbedUnimplementedIntegrityServiceServer() {}
 func (UnimplementedIntegrityServiceServer) testEmbeddedByValue()                          {}
@@ -182,6 +202,24 @@ func _IntegrityService_GetPolicy_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IntegrityService_Endorse_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndorseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IntegrityServiceServer).Endorse(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IntegrityService_Endorse_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IntegrityServiceServer).Endorse(ctx, req.(*EndorseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // IntegrityService_ServiceDesc is the grpc.ServiceDesc for IntegrityService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -200,6 +238,10 @@ var IntegrityService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetPolicy",
 			Handler:    _IntegrityService_GetPolicy_Handler,
+		},
+		{
+			MethodName: "Endorse",
+			Handler:    _IntegrityService_Endorse_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
