@@ -73,6 +73,20 @@ func boot(t *testing.T, dir string) *machine {
 	if err := os.WriteFile(m.bootLog, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	m.replay(t)
+	m.run(t, "boot_aggregate", []byte("aggregate"))
+	m.run(t, "/usr/bin/qemu-system-x86_64", []byte("a VMM"))
+	m.run(t, "/usr/lib/systemd/systemd", []byte("systemd"))
+	return m
+}
+
+// replay extends the TPM by the boot log.
+func (m *machine) replay(t *testing.T) {
+	t.Helper()
+	raw, err := os.ReadFile(m.bootLog)
+	if err != nil {
+		t.Fatal(err)
+	}
 	log, err := bootlog.Parse(raw)
 	if err != nil || log.Locality != 0 {
 		t.Fatal(err, log.Locality)
@@ -82,10 +96,6 @@ func boot(t *testing.T, dir string) *machine {
 			swtpmtest.Extend(t, m.tpm, e.PCR, [32]byte(e.Digests[crypto.SHA256]))
 		}
 	}
-	m.run(t, "boot_aggregate", []byte("aggregate"))
-	m.run(t, "/usr/bin/qemu-system-x86_64", []byte("a VMM"))
-	m.run(t, "/usr/lib/systemd/systemd", []byte("systemd"))
-	return m
 }
 
 // measured gives both nodes such a machine, and the policy its reference values: what is golden now is accepted.
@@ -230,4 +240,27 @@ func TestAListThatGrewSinceIsJudgedAgainBeforeArm(t *testing.T) {
 	machines["compute2"].run(t, "/tmp/rootkit", []byte("x"))
 	_, err := r.src.arm("m1")
 	want(t, "a list that grew by an unknown entry", err, v1.Reason_REASON_INTEGRITY_MISMATCH)
+}
+
+// A host that went through another boot in mid-session, into the very same state: what was established before says nothing about it.
+func TestATPMThatWasResetSinceIsRefusedAtArm(t *testing.T) {
+	machines := map[string]*machine{}
+	r := newRig(t, measured(t, machines), func(r *rig, _ *policy.Policy) { r.src.cfg.Sessions.ArmMaxAge = "1ns" })
+	if _, err := r.src.establish(t.Context(), "compute2", v1.Role_ROLE_SOURCE); err != nil {
+		t.Fatal(err)
+	}
+	m := machines["compute2"]
+	swtpmtest.Reset(t, m.tpm)
+	m.replay(t)
+	if err := os.Remove(m.imaList); err != nil {
+		t.Fatal(err)
+	}
+	m.run(t, "boot_aggregate", []byte("aggregate"))
+	m.run(t, "/usr/bin/qemu-system-x86_64", []byte("a VMM"))
+	m.run(t, "/usr/lib/systemd/systemd", []byte("systemd"))
+	_, err := r.src.arm("m1")
+	want(t, "a TPM that was reset", err, v1.Reason_REASON_TPM_QUOTE_INVALID)
+	if err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("the refusal does not speak of the reset: %v", err)
+	}
 }

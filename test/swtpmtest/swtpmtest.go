@@ -3,6 +3,7 @@ package swtpmtest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net"
 	"os"
 	"os/exec"
@@ -41,7 +42,7 @@ func Start(t testing.TB) string {
 	defer func() { _ = inherited.Close() }()
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), binary, "socket", "--tpm2", "--tpmstate", "dir="+dir,
-		"--server", "type=unixio,fd=3", "--flags", "not-need-init,startup-clear")
+		"--server", "type=unixio,fd=3", "--ctrl", "type=unixio,path="+socket+controlSuffix, "--flags", "not-need-init,startup-clear")
 	cmd.ExtraFiles = []*os.File{inherited}
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
@@ -54,6 +55,31 @@ func Start(t testing.TB) string {
 		}
 	})
 	return "unix:" + socket
+}
+
+// controlSuffix makes the path of a TPM's control channel from that of its data channel.
+const controlSuffix = ".ctrl"
+
+// Reset resets the TPM at address as the loss of power does: its PCRs are as at the start, and its reset counter has moved.
+func Reset(t testing.TB, address string) {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", address[len("unix:"):]+controlSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	const cmdInit = 2
+	if err := binary.Write(c, binary.BigEndian, [2]uint32{cmdInit, 0}); err != nil { // no flags
+		t.Fatal(err)
+	}
+	var result uint32
+	if err := binary.Read(c, binary.BigEndian, &result); err != nil || result != 0 {
+		t.Fatalf("swtpm's CMD_INIT: result %d, %v", result, err)
+	}
+	Do(t, address, func(tpm transport.TPM) error {
+		_, err := tpm2.Startup{StartupType: tpm2.TPMSUClear}.Execute(tpm)
+		return err
+	})
 }
 
 // Extend extends a PCR of the SHA-256 bank of the TPM at address.
