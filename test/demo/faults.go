@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"path/filepath"
 	"sync"
-	"syscall"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/test/vm"
@@ -28,11 +26,6 @@ func (k *killer) Mutate(_ int64, piece []byte) []byte {
 
 func (k *killer) Final() []byte { return nil }
 
-func (p *process) sigkill() {
-	_ = p.cmd.Process.Signal(syscall.SIGKILL)
-	<-p.done
-}
-
 // faults kills each part of the destination in the middle of a migration; the guest must run on at the source each time.
 func (d *demo) faults(ctx context.Context) error {
 	h := d.nodes["compute2"]
@@ -47,7 +40,7 @@ func (d *demo) faults(ctx context.Context) error {
 		}
 		k := &killer{}
 		m, err := d.attemptWith(ctx, source, fmt.Sprintf("fault%d", i), true, k, func(m *migration) {
-			k.kill = map[string]func(){"node service": h.daemon.sigkill, "helper": m.helper.sigkill, "QEMU": func() { _ = m.dst.Kill() }}[victim]
+			k.kill = map[string]func(){"node service": h.Daemon.Kill, "helper": m.helper.Kill, "QEMU": func() { _ = m.dst.Kill() }}[victim]
 		})
 		if err != nil {
 			return err
@@ -72,10 +65,10 @@ var _ vm.Mutator = (*killer)(nil)
 // endFault does what nova-compute does after a failed migration, and what an operator does with a dead node service.
 func (d *demo) endFault(ctx context.Context, session *v1.Session, restart bool) error {
 	if restart {
-		if err := d.startNode(ctx, d.nodes["compute2"], filepath.Join(d.bin, "safeconductd")); err != nil {
+		if err := d.cluster.StartNode(ctx, d.nodes["compute2"].Host, ""); err != nil {
 			return err
 		}
 	}
-	_, err := d.nodes["compute1"].migrations().Abort(ctx, &v1.AbortRequest{SessionId: session.GetSessionId(), Reason: "the migration failed"})
+	_, err := d.nodes["compute1"].Migrations().Abort(ctx, &v1.AbortRequest{SessionId: session.GetSessionId(), Reason: "the migration failed"})
 	return err
 }

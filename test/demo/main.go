@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/safeconduct/safeconduct/test/cluster"
 )
 
 func main() {
@@ -39,6 +41,7 @@ type demo struct {
 	bin, demoBin, out string
 	dir               string // short, for unix sockets
 	started           []stopper
+	cluster           *cluster.Cluster
 	nodes             map[string]*host
 	initrd, kernel    string
 	withFaults        bool

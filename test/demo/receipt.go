@@ -10,13 +10,12 @@ import (
 	"time"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
-	"github.com/safeconduct/safeconduct/tee/simulated"
 )
 
 // receipt takes the destination's receipt of the migration and has the command line verify it, as an auditor would: with the policy and the root, and
 // neither node.
 func (d *demo) receipt(ctx context.Context) error {
-	client := v1.NewReceiptServiceClient(d.nodes["compute2"].conn)
+	client := v1.NewReceiptServiceClient(d.nodes["compute2"].Conn)
 	var last *v1.ReceiptSummary
 	for deadline := time.Now().Add(10 * time.Second); last == nil || last.GetMigrationId() != d.report.MigrationID; {
 		if time.Now().After(deadline) {
@@ -41,8 +40,8 @@ func (d *demo) receipt(ctx context.Context) error {
 	if err := os.WriteFile(path, export.GetReceipt(), 0o644); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, filepath.Join(d.bin, "safeconduct"), "receipt", "verify", "--policy", filepath.Join(d.dir, "policy.json"),
-		"--policy-keys", filepath.Join(d.dir, "policy-keys.pem"), "--simulated-root", filepath.Join(d.dir, "authority", simulated.RootFile), path).CombinedOutput()
+	out, err := exec.CommandContext(ctx, filepath.Join(d.bin, "safeconduct"), "receipt", "verify", "--policy", d.cluster.PolicyFile(),
+		"--policy-keys", d.cluster.PolicyKeys(), "--simulated-root", d.cluster.Root(), path).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("the receipt does not verify: %w\n%s", err, out)
 	}

@@ -15,6 +15,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/rpcerror"
+	"github.com/safeconduct/safeconduct/test/cluster"
 	"github.com/safeconduct/safeconduct/test/vm"
 )
 
@@ -28,21 +29,21 @@ const (
 var source *vm.VM // the guest at compute1, from bootGuest to migrate
 
 // guestOn starts a helper (or the bare tap) and a QEMU on a host. incoming is empty at the source.
-func (d *demo) guestOn(ctx context.Context, h *host, label, incoming string, protected bool) (*vm.VM, *process, error) {
-	dir := filepath.Join(h.dir, label)
+func (d *demo) guestOn(ctx context.Context, h *host, label, incoming string, protected bool) (*vm.VM, *cluster.Process, error) {
+	dir := filepath.Join(h.Dir, label)
 	for _, sub := range []string{"state", "tap"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, nil, err
 		}
 	}
 	ctrl := filepath.Join(dir, "ctrl")
-	env := []string{"SAFECONDUCT_TAP_DIR=" + filepath.Join(dir, "tap"), "SAFECONDUCT_TAP_SWTPM=" + h.swtpm}
+	env := []string{"SAFECONDUCT_TAP_DIR=" + filepath.Join(dir, "tap"), "SAFECONDUCT_TAP_SWTPM=" + h.SWTPM}
 	tap := filepath.Join(d.demoBin, "tap")
-	var p *process
+	var p *cluster.Process
 	var err error
 	if protected {
 		p, err = d.start(filepath.Join(dir, "helper.log"), env, filepath.Join(d.bin, "safeconduct-swtpm"),
-			"--node", "unix://"+h.socket(), "--instance", instance, "--ctrl", ctrl, "--tpmstate", filepath.Join(dir, "state"), "--swtpm", tap)
+			"--node", "unix://"+h.Socket, "--instance", instance, "--ctrl", ctrl, "--tpmstate", filepath.Join(dir, "state"), "--swtpm", tap)
 	} else {
 		p, err = d.start(filepath.Join(dir, "tap.log"), env, tap, "socket", "--tpm2", "--ctrl", "type=unixio,path="+ctrl,
 			"--tpmstate", "dir="+filepath.Join(dir, "state"))
@@ -50,7 +51,7 @@ func (d *demo) guestOn(ctx context.Context, h *host, label, incoming string, pro
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := until(ctx, "control socket", func() error { _, err := os.Stat(ctrl); return err }); err != nil {
+	if err := cluster.Until(ctx, "control socket", func() error { _, err := os.Stat(ctrl); return err }); err != nil {
 		return nil, nil, err
 	}
 	guest, err := vm.Start(ctx, vm.Config{Name: label, Dir: dir, Kernel: d.kernel, Initrd: d.initrd, TPMCtrlSocket: ctrl, Incoming: incoming, Netns: h.netns})
@@ -115,7 +116,7 @@ func (d *demo) refusedAs(ctx context.Context, scene string, err error, reason v1
 
 // establish calls the source's node service as nova-compute would, and reports the steps as they end.
 func (d *demo) establish(ctx context.Context, progress func(*v1.StepReport)) (*v1.Session, error) {
-	rpc, err := d.nodes["compute1"].migrations().Establish(ctx, &v1.EstablishRequest{InstanceId: instance, PeerHost: "compute2", Role: v1.Role_ROLE_SOURCE})
+	rpc, err := d.nodes["compute1"].Migrations().Establish(ctx, &v1.EstablishRequest{InstanceId: instance, PeerHost: "compute2", Role: v1.Role_ROLE_SOURCE})
 	if err != nil {
 		return nil, err
 	}
@@ -139,23 +140,23 @@ func (d *demo) establish(ctx context.Context, progress func(*v1.StepReport)) (*v
 func (d *demo) refuseMeasurement(ctx context.Context) error {
 	title("Refusal 1: compute2 runs an enclave of another measurement")
 	other := filepath.Join(d.dir, "safeconductd-other")
-	if err := copyFile(filepath.Join(d.bin, "safeconductd"), other, []byte("one byte more is another enclave")); err != nil {
+	if err := cluster.CopyExecutable(filepath.Join(d.bin, "safeconductd"), other, []byte("one byte more is another enclave")); err != nil {
 		return err
 	}
-	if err := d.startNode(ctx, d.nodes["compute2"], other); err != nil {
+	if err := d.cluster.StartNode(ctx, d.nodes["compute2"].Host, other); err != nil {
 		return err
 	}
 	_, err := d.establish(ctx, nil)
 	if err := d.refusedAs(ctx, "destination enclave of another measurement", err, v1.Reason_REASON_MEASUREMENT_NOT_ALLOWED); err != nil {
 		return err
 	}
-	return d.startNode(ctx, d.nodes["compute2"], filepath.Join(d.bin, "safeconductd"))
+	return d.cluster.StartNode(ctx, d.nodes["compute2"].Host, "")
 }
 
 func (d *demo) refuseIntegrity(ctx context.Context) error {
 	title("Refusal 2: compute2's swtpm is not the one of the reference values")
 	h := d.nodes["compute2"]
-	if err := copyFile(realSWTPM, h.swtpm, []byte("changed")); err != nil {
+	if err := cluster.CopyExecutable(cluster.RealSWTPM, h.SWTPM, []byte("changed")); err != nil {
 		return err
 	}
 	_, err := d.establish(ctx, nil)
@@ -165,13 +166,13 @@ func (d *demo) refuseIntegrity(ctx context.Context) error {
 	if item := d.report.Refusals[len(d.report.Refusals)-1].Item; item != "vmm/swtpm" {
 		return fmt.Errorf("the refusal names %q, not vmm/swtpm", item)
 	}
-	return copyFile(realSWTPM, h.swtpm, nil)
+	return cluster.CopyExecutable(cluster.RealSWTPM, h.SWTPM, nil)
 }
 
 // migration is one attempt to move the guest, through a relay that records it.
 type migration struct {
 	dst     *vm.VM
-	helper  *process
+	helper  *cluster.Process
 	capture []byte
 	result  *vm.Migration
 }
@@ -183,7 +184,7 @@ func (d *demo) attempt(ctx context.Context, src *vm.VM, label string, protected 
 // attemptWith is attempt, with a look at the destination before the migration starts.
 func (d *demo) attemptWith(ctx context.Context, src *vm.VM, label string, protected bool, mutator vm.Mutator, ready func(*migration)) (*migration, error) {
 	h := d.nodes["compute2"]
-	in, relayed := "unix:"+filepath.Join(h.dir, label+".in"), "unix:"+filepath.Join(d.dir, label+".mig")
+	in, relayed := "unix:"+filepath.Join(h.Dir, label+".in"), "unix:"+filepath.Join(d.dir, label+".mig")
 	from := d.nodes["compute1"]
 	if h.netns != "" { // over the wire between the namespaces; the relay stands at its source end
 		d.ports++
@@ -215,7 +216,7 @@ func (d *demo) attemptWith(ctx context.Context, src *vm.VM, label string, protec
 // drop ends what a failed attempt left at the destination.
 func (m *migration) drop() {
 	_ = m.dst.Kill()
-	m.helper.stop()
+	m.helper.Stop()
 }
 
 func (d *demo) refuseUnarmed(ctx context.Context) error {
@@ -234,7 +235,7 @@ func (d *demo) refuseUnarmed(ctx context.Context) error {
 
 // lastHelperRefusal looks for a reason in the log of the source's helper.
 func (d *demo) lastHelperRefusal(reason string) error {
-	raw, err := os.ReadFile(filepath.Join(d.nodes["compute1"].dir, "guest", "helper.log"))
+	raw, err := os.ReadFile(filepath.Join(d.nodes["compute1"].Dir, "guest", "helper.log"))
 	if err != nil {
 		return err
 	}
@@ -245,7 +246,7 @@ func (d *demo) lastHelperRefusal(reason string) error {
 }
 
 func (d *demo) arm(ctx context.Context, id string) error {
-	_, err := d.nodes["compute1"].migrations().Arm(ctx, &v1.ArmRequest{InstanceId: instance, DestinationHost: "compute2", MigrationId: id, ReturnPath: true})
+	_, err := d.nodes["compute1"].Migrations().Arm(ctx, &v1.ArmRequest{InstanceId: instance, DestinationHost: "compute2", MigrationId: id, ReturnPath: true})
 	return err
 }
 
@@ -267,12 +268,12 @@ func (d *demo) refuseFlippedBit(ctx context.Context) error {
 	if !flip.Flipped() || m.result.Status != "failed" {
 		return fmt.Errorf("bit flipped: %v; the migration %s", flip.Flipped(), m.result.Status)
 	}
-	got, err := d.nodes["compute2"].migrations().Get(ctx, &v1.GetRequest{SessionId: session.GetSessionId()})
+	got, err := d.nodes["compute2"].Migrations().Get(ctx, &v1.GetRequest{SessionId: session.GetSessionId()})
 	if err != nil {
 		return err
 	}
 	// The destination's session ended by itself; the source's is ended as nova-compute would end it.
-	if _, err := d.nodes["compute1"].migrations().Abort(ctx, &v1.AbortRequest{SessionId: session.GetSessionId(), Reason: "the migration failed"}); err != nil {
+	if _, err := d.nodes["compute1"].Migrations().Abort(ctx, &v1.AbortRequest{SessionId: session.GetSessionId(), Reason: "the migration failed"}); err != nil {
 		return err
 	}
 	var why error
@@ -326,7 +327,7 @@ func (d *demo) migrate(ctx context.Context) error {
 		return fmt.Errorf("the migration %s: %s", m.result.Status, m.result.ErrorDesc)
 	}
 	d.report.DowntimeMS, d.report.TotalMS, d.report.RAMBytes = m.result.Downtime.Milliseconds(), m.result.Total.Milliseconds(), m.result.RAMBytes
-	done, err := d.nodes["compute1"].migrations().Commit(ctx, &v1.CommitRequest{SessionId: session.GetSessionId()})
+	done, err := d.nodes["compute1"].Migrations().Commit(ctx, &v1.CommitRequest{SessionId: session.GetSessionId()})
 	if err != nil {
 		return err
 	}
@@ -352,7 +353,7 @@ func (d *demo) migrate(ctx context.Context) error {
 // afterwards checks that nothing of the session survived its end.
 func (d *demo) afterwards(ctx context.Context, s *v1.Session) error {
 	for name, h := range d.nodes {
-		got, err := h.migrations().Get(ctx, &v1.GetRequest{SessionId: s.GetSessionId()})
+		got, err := h.Migrations().Get(ctx, &v1.GetRequest{SessionId: s.GetSessionId()})
 		if err != nil {
 			return err
 		}
@@ -429,7 +430,7 @@ func (d *demo) search(capture, dir string) ([]search, error) {
 func (d *demo) searchProtected(context.Context) error {
 	title("The captured stream, searched for the plaintext of the vTPM's state")
 	var err error
-	if d.report.Protected, err = d.search(filepath.Join(d.dir, "moved.capture"), filepath.Join(d.nodes["compute1"].dir, "guest")); err != nil {
+	if d.report.Protected, err = d.search(filepath.Join(d.dir, "moved.capture"), filepath.Join(d.nodes["compute1"].Dir, "guest")); err != nil {
 		return err
 	}
 	for _, s := range d.report.Protected {
@@ -457,7 +458,7 @@ func (d *demo) searchUnprotected(ctx context.Context) error {
 	if m.result.Status != "completed" {
 		return fmt.Errorf("the unprotected migration %s: %s", m.result.Status, m.result.ErrorDesc)
 	}
-	if d.report.Unprotected, err = d.search(filepath.Join(d.dir, "bare-moved.capture"), filepath.Join(d.nodes["compute1"].dir, "bare")); err != nil {
+	if d.report.Unprotected, err = d.search(filepath.Join(d.dir, "bare-moved.capture"), filepath.Join(d.nodes["compute1"].Dir, "bare")); err != nil {
 		return err
 	}
 	for _, s := range d.report.Unprotected {

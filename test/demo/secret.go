@@ -13,7 +13,7 @@ import (
 func (d *demo) preflight(ctx context.Context) error {
 	title("Preflight, both ways: the whole handshake, and no session afterwards")
 	for _, way := range [][2]string{{"compute1", "compute2"}, {"compute2", "compute1"}} {
-		got, err := v1.NewAttestationServiceClient(d.nodes[way[0]].conn).Preflight(ctx, &v1.PreflightRequest{PeerHost: way[1]})
+		got, err := v1.NewAttestationServiceClient(d.nodes[way[0]].Conn).Preflight(ctx, &v1.PreflightRequest{PeerHost: way[1]})
 		if err != nil {
 			return err
 		}
@@ -30,13 +30,13 @@ const secretOfVM = "the passphrase of the vTPM's state at rest"
 
 // escrow hands the VM's secret to the source's enclave, as nova-compute does when it spawns the VM.
 func (d *demo) escrow(ctx context.Context) error {
-	_, err := v1.NewSecretServiceClient(d.nodes["compute1"].conn).Escrow(ctx, &v1.EscrowRequest{InstanceId: instance, Secret: []byte(secretOfVM)})
+	_, err := v1.NewSecretServiceClient(d.nodes["compute1"].Conn).Escrow(ctx, &v1.EscrowRequest{InstanceId: instance, Secret: []byte(secretOfVM)})
 	return err
 }
 
 // release takes the secret at the destination, once, as nova-compute does before it prepares the VM.
 func (d *demo) release(ctx context.Context, s *v1.Session) error {
-	client := v1.NewSecretServiceClient(d.nodes["compute2"].conn)
+	client := v1.NewSecretServiceClient(d.nodes["compute2"].Conn)
 	got, err := client.Release(ctx, &v1.ReleaseRequest{InstanceId: instance, SessionId: s.GetSessionId()})
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func (d *demo) release(ctx context.Context, s *v1.Session) error {
 // moved checks that the secret is with the VM and nowhere else.
 func (d *demo) moved(ctx context.Context) error {
 	for name, want := range map[string]int{"compute1": 0, "compute2": 1} {
-		got, err := v1.NewSecretServiceClient(d.nodes[name].conn).ListSecrets(ctx, &v1.ListSecretsRequest{InstanceId: instance})
+		got, err := v1.NewSecretServiceClient(d.nodes[name].Conn).ListSecrets(ctx, &v1.ListSecretsRequest{InstanceId: instance})
 		if err != nil {
 			return err
 		}
