@@ -41,6 +41,8 @@ type Policy struct {
 	Platforms []Platform `json:"platforms"`
 	// ExportedKeys are the purposes for which a key may leave the enclave: "tunnel" for the whole migration stream. None by default.
 	ExportedKeys []string `json:"exported_keys,omitempty"`
+	// LocalSave says what becomes of a vTPM's state in `virsh save`, a snapshot or a dump: "refuse" (also when empty), or "seal" it to the node.
+	LocalSave string `json:"local_save,omitempty"`
 	// Integrity holds the reference values for hosts' logs.
 	Integrity appraise.ReferenceValues `json:"integrity"`
 }
@@ -227,6 +229,9 @@ func (p *Policy) check() error {
 	if p.Enrolment != "" && p.Enrolment != "required" && p.Enrolment != "none" {
 		return fmt.Errorf("enrolment is %q, not \"required\" or \"none\"", p.Enrolment)
 	}
+	if p.LocalSave != "" && p.LocalSave != "refuse" && p.LocalSave != "seal" {
+		return fmt.Errorf("local_save is %q, not \"refuse\" or \"seal\"", p.LocalSave)
+	}
 	for i, purpose := range p.ExportedKeys {
 		if purpose != ExportTunnel {
 			return fmt.Errorf("exported_keys[%d] is %q, not %q: no other key may leave the enclave", i, purpose, ExportTunnel)
@@ -284,6 +289,9 @@ const ExportTunnel = "tunnel"
 
 // Exports says whether keys for a purpose may leave the enclave.
 func (p *Policy) Exports(purpose string) bool { return slices.Contains(p.ExportedKeys, purpose) }
+
+// SealsLocalSaves says whether state that is saved without an armed session is sealed to the node, rather than refused.
+func (p *Policy) SealsLocalSaves() bool { return p.LocalSave == "seal" }
 
 // AcceptsStatus says whether a converged TCB status is accepted.
 func (p *Policy) AcceptsStatus(status string) bool {

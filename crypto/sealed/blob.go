@@ -17,12 +17,14 @@ const (
 	// MaxKeyInfo bounds what the hardware needs in order to derive a seal key again (SGX: a key request of 512 bytes).
 	MaxKeyInfo = 4096
 
-	magic     = "SCSEALED"
+	// Magic is what every sealed blob begins with.
+	Magic = "SCSEALED"
+
 	version   = 1
 	maxMode   = 16
 	saltSize  = 32
 	tagSize   = 16
-	maxHeader = len(magic) + 1 + (1 + maxMode) + (1 + MaxKind) + (1 + MaxName) + 8 + (2 + MaxKeyInfo) + saltSize
+	maxHeader = len(Magic) + 1 + (1 + maxMode) + (1 + MaxKind) + (1 + MaxName) + 8 + (2 + MaxKeyInfo) + saltSize
 	maxBlob   = maxHeader + MaxPlaintext + tagSize
 )
 
@@ -100,7 +102,7 @@ type blob struct {
 
 func (b *blob) encodeHeader() []byte {
 	h := make([]byte, 0, maxHeader-MaxKeyInfo+len(b.keyInfo))
-	h = append(h, magic...)
+	h = append(h, Magic...)
 	h = append(h, version)
 	for _, s := range []string{b.mode, b.id.Kind, b.id.Name} {
 		h = append(h, byte(len(s)))
@@ -116,8 +118,8 @@ func (b *blob) encodeHeader() []byte {
 // refused, and the ciphertext is all that remains. The slices of the result are raw's.
 func parse(raw []byte) (*blob, error) {
 	c := cursor{rest: raw}
-	if found := c.take(len(magic)); c.short || string(found) != magic {
-		return nil, fmt.Errorf("%w: does not begin with %s", ErrMalformed, magic)
+	if found := c.take(len(Magic)); c.short || string(found) != Magic {
+		return nil, fmt.Errorf("%w: does not begin with %s", ErrMalformed, Magic)
 	}
 	if v := c.take(1); !c.short && v[0] != version {
 		return nil, fmt.Errorf("%w: found %d, expected %d", ErrVersion, v[0], version)

@@ -111,7 +111,7 @@ func mustSeal(t testing.TB, keys KeySource, id ID, generation uint64, plaintext 
 func TestABlobIsRefusedForItsOwnReason(t *testing.T) {
 	good := mustSeal(t, newKeys(ModeSimulated), testID, 3, "passphrase")
 	edit := func(f func([]byte) []byte) []byte { return f(bytes.Clone(good)) }
-	modeAt := len(magic) + 2
+	modeAt := len(Magic) + 2
 	kindAt := modeAt + len(ModeSimulated) + 1
 	nameAt := kindAt + len(testID.Kind) + 1
 	generationAt := nameAt + len(testID.Name)
@@ -127,7 +127,7 @@ func TestABlobIsRefusedForItsOwnReason(t *testing.T) {
 		{"nothing", nil, newKeys(ModeSimulated), testID, ErrMalformed, 0},
 		{"something else", []byte("SCSEALEDnot"), newKeys(ModeSimulated), testID, ErrVersion, 0},
 		{"another magic", edit(func(b []byte) []byte { b[0] = 'X'; return b }), newKeys(ModeSimulated), testID, ErrMalformed, 0},
-		{"another version", edit(func(b []byte) []byte { b[len(magic)]++; return b }), newKeys(ModeSimulated), testID, ErrVersion, 0},
+		{"another version", edit(func(b []byte) []byte { b[len(Magic)]++; return b }), newKeys(ModeSimulated), testID, ErrVersion, 0},
 		{"a mode that does not exist", edit(func(b []byte) []byte { b[modeAt] = 'x'; return b }), newKeys(ModeSimulated), testID, ErrMalformed, 0},
 		{"a kind that is not allowed", edit(func(b []byte) []byte { b[kindAt] = '/'; return b }), newKeys(ModeSimulated), testID, ErrMalformed, 0},
 		{"a name that is not allowed", edit(func(b []byte) []byte { b[nameAt] = '.'; return b }), newKeys(ModeSimulated), testID, ErrMalformed, 0},
@@ -140,7 +140,7 @@ func TestABlobIsRefusedForItsOwnReason(t *testing.T) {
 		{"another kind's", good, newKeys(ModeSimulated), ID{"receipt", testID.Name}, ErrWrongBlob, 0},
 		{"any, under a bad name", good, newKeys(ModeSimulated), ID{testID.Kind, "../x"}, ErrID, 0},
 		{"one with another mode written over", edit(func(b []byte) []byte {
-			return append(append([]byte(magic+"\x01\x05intel"), b[kindAt-1:]...), 0)
+			return append(append([]byte(Magic+"\x01\x05intel"), b[kindAt-1:]...), 0)
 		}), newKeys(ModeIntel), testID, ErrNotAuthentic, 1},
 		{"one with a name written over", edit(func(b []byte) []byte { b[nameAt] = 'a'; return b }), newKeys(ModeSimulated),
 			ID{testID.Kind, "a" + testID.Name[1:]}, ErrNotAuthentic, 1},
@@ -261,7 +261,7 @@ func TestIDs(t *testing.T) {
 
 // FuzzParse gives the parser arbitrary blobs. Whatever it accepts encodes to the same bytes again: there is one encoding.
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(magic))
+	f.Add([]byte(Magic))
 	f.Add(mustSeal(f, newKeys(ModeSimulated), testID, 1, "passphrase"))
 	f.Add(mustSeal(f, newKeys(ModeIntel), ID{"k", "n"}, 1<<40, ""))
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -48,6 +48,7 @@ type statusView struct {
 	Refusal             *refusalView  `json:"refusal,omitempty"`
 	Attested            *attestedView `json:"attested,omitempty"`
 	OpenSessions        uint32        `json:"open_sessions"`
+	Attached            []string      `json:"attached_instances"`
 	Draining            bool          `json:"draining"`
 	CollateralExpiresAt string        `json:"collateral_expires_at,omitempty"`
 }
@@ -59,6 +60,7 @@ func viewStatus(r *v1.GetStatusResponse) *statusView {
 		PolicySVN:  r.GetPolicySvn(), PolicyDigest: hexOf(r.GetPolicyDigest()), PolicySigners: append([]string{}, r.GetPolicySigners()...),
 		Accepted: r.GetAcceptedByOwnPolicy(), Refusal: viewRefusal(r.GetOwnRefusal()), Attested: viewAttested(r.GetAttested()),
 		OpenSessions: r.GetOpenSessions(), Draining: r.GetDraining(), CollateralExpiresAt: stamp(r.GetCollateralExpiresAt()),
+		Attached: append([]string{}, r.GetAttachedInstances()...),
 	}
 	if r.GetMode() != v1.Mode_MODE_INTEL {
 		v.Warning = modeLine(v.Mode)
@@ -71,6 +73,7 @@ func (v *statusView) print(s *sheet) {
 	s.field("mode", modeLine(v.Mode))
 	s.field("own policy", map[bool]string{true: "accepts this node", false: "REFUSES this node: peers with this policy will too"}[v.Accepted])
 	s.line("%-14s %d%s", "sessions", v.OpenSessions, when(v.Draining, ", DRAINING: no new ones"))
+	s.line("%-14s %d VMs with a vTPM behind the helper", "helpers", len(v.Attached))
 	s.line("%-14s %s, since %s", "safeconductd", v.Version, orElse(v.StartedAt, "an unknown time"))
 	s.line("%-14s svn %d, sha256:%s", "policy", v.PolicySVN, v.PolicyDigest)
 	s.field("signed by", orElse(strings.Join(v.PolicySigners, ", "), "nobody"))

@@ -32,6 +32,7 @@ func (a *adminServer) GetStatus(ctx context.Context, _ *v1.GetStatusRequest) (*v
 	out := &v1.GetStatusResponse{
 		Mode: a.mode, Host: a.host, Version: version.Version, StartedAt: timestamppb.New(a.started), PlatformId: a.base.PlatformID[:],
 		PolicySvn: j.policy.SVN, PolicyDigest: j.policy.Digest[:], PolicySigners: j.policy.SignedBy, Draining: a.draining.Load(), OpenSessions: a.open(),
+		AttachedInstances: a.helpers.instances(),
 	}
 	attested, err := a.selfCheck(ctx)
 	if ctx.Err() != nil {

@@ -26,7 +26,7 @@ func (r *rig) armMany(t testing.TB, from, n int) {
 			t.Fatal(err)
 		}
 		if _, err := r.src.migration().Arm(context.Background(), &v1.ArmRequest{
-			InstanceId: vm, DestinationHost: "compute2", MigrationId: fmt.Sprint("m", i), ReturnPath: true,
+			InstanceId: vm, DestinationHost: "compute2", MigrationId: fmt.Sprint("m", i), ReturnPath: true, WithoutVtpm: true,
 		}); err != nil {
 			t.Fatal(err)
 		}

@@ -77,7 +77,14 @@ func (c *cryptoServer) cross(role v1.Role, stream *blobStream, transform blobTra
 		return refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "too many blobs are crossing")
 	}
 	defer c.blobs.Release(1)
+	helper, err := c.helpers.of(stream.ctx, header.GetInstanceId())
+	if err != nil {
+		return err
+	}
 	s, err := c.table.BeginBlob(header.GetInstanceId(), role, header.GetType())
+	if errors.Is(err, refusal.Because(v1.Reason_REASON_NO_ARMED_SESSION)) {
+		return c.keepHere(helper, role, header, stream, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -87,6 +94,29 @@ func (c *cryptoServer) cross(role v1.Role, stream *blobStream, transform blobTra
 		return err
 	}
 	return nil
+}
+
+// keepHere serves a blob that no session is for: saved on this node, or restored on it. none is the refusal if it is neither.
+func (c *cryptoServer) keepHere(helper *attachment, role v1.Role, header *v1.StateHeader, stream *blobStream, none error) error {
+	if c.localSave() != v1.LocalSave_LOCAL_SAVE_SEAL {
+		return none
+	}
+	in, err := stream.readAll(header.GetData(), maxBlob)
+	defer clear(in)
+	if err != nil {
+		return err
+	}
+	if role == v1.Role_ROLE_DESTINATION && !isLocalSave(in) {
+		return none
+	}
+	out, err := c.crossLocally(stream.ctx, helper, role, header, in)
+	defer clear(out)
+	if err != nil {
+		return err
+	}
+	c.log.Info("a vTPM's state is kept on this node: no session is for it", "instance", header.GetInstanceId(), "blob", session.BlobName(header.GetType()),
+		"restored", role == v1.Role_ROLE_DESTINATION, "bytes", len(in))
+	return stream.writeAll(out)
 }
 
 func (c *cryptoServer) crossIn(s *session.Session, header *v1.StateHeader, stream *blobStream, transform blobTransform) error {

@@ -128,6 +128,9 @@ func (m *migrationServer) Arm(ctx context.Context, req *v1.ArmRequest) (*v1.ArmR
 	if err != nil {
 		return nil, err
 	}
+	if !req.GetWithoutVtpm() && !m.helpers.has(req.GetInstanceId()) {
+		return nil, errNoHelper(req.GetInstanceId())
+	}
 	if s.Record().State == session.Appraised {
 		if err := m.arm(ctx, s, req.GetMigrationId()); err != nil {
 			m.abort(ctx, s, refusal.From(err))

@@ -46,6 +46,7 @@ type node struct {
 	escrow    *escrow.Store
 	receipts  *receipt.Chain
 	shelf     shelf
+	helpers   helpers
 	peers     *peers
 	base      handshake.Node // without what the policy in force adds: see party
 	logs      *hostLogs
@@ -61,7 +62,9 @@ type node struct {
 	reloading sync.Mutex
 	draining  atomic.Bool
 	stop      context.CancelFunc
-	recheck   func()
+	// stopping is closed when the service begins to stop; set before the first call is served.
+	stopping <-chan struct{}
+	recheck  func()
 
 	handshakeTimeout time.Duration
 	armMaxAge        time.Duration

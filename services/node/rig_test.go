@@ -52,7 +52,9 @@ type testNode struct {
 	conn                     *grpc.ClientConn
 	stop                     func()
 	// skew is added to the node's clock.
-	skew atomic.Int64
+	// detach ends the test's being the helper of vmID.
+	detach func()
+	skew   atomic.Int64
 }
 
 func (n *testNode) admin() v1.AdminServiceClient { return v1.NewAdminServiceClient(n.conn) }
@@ -202,6 +204,7 @@ func (n *testNode) start(t testing.TB) {
 	conn := n.conn
 	t.Cleanup(func() { conn.Close(); n.stop() })
 	n.await(t)
+	n.detach = n.attach(t, vmID)
 }
 
 // await waits until the node service answers.
@@ -254,6 +257,35 @@ func (r *rig) armed(t testing.TB, migration string) *v1.Session {
 
 func (n *testNode) arm(migration string) (*v1.ArmResponse, error) {
 	return n.migration().Arm(context.Background(), &v1.ArmRequest{InstanceId: vmID, DestinationHost: "compute2", MigrationId: migration, ReturnPath: true})
+}
+
+// attach makes the test's connection the VM's helper, until it is detached or the node ends.
+func (n *testNode) attach(t testing.TB, instance string) (detach func()) {
+	t.Helper()
+	detach, err := attach(n.crypto(), instance)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(detach)
+	return detach
+}
+
+func attach(client v1.CryptoServiceClient, instance string) (detach func(), err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stream, err := client.Attach(ctx, &v1.AttachRequest{InstanceId: instance})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return func() {
+		cancel()
+		for err == nil { // to the end of the stream: then the node has let go
+			_, err = stream.Recv()
+		}
+	}, nil
 }
 
 func (n *testNode) protect(kind v1.StateType, plaintext []byte) ([]byte, error) {

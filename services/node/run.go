@@ -159,6 +159,7 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 	ctx, n.stop = context.WithCancel(ctx)
 	defer n.stop()
 	group, ctx := errgroup.WithContext(ctx)
+	n.stopping = ctx.Done()
 	group.Go(func() error { return localServer.Serve(localListener) })
 	group.Go(func() error { return peerServer.Serve(peerListener) })
 	if cfg.HTTP.Listen != "" {

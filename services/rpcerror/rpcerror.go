@@ -102,13 +102,13 @@ func code(reason v1.Reason) codes.Code {
 		return codes.Unavailable
 	case v1.Reason_REASON_LIMIT_EXCEEDED:
 		return codes.ResourceExhausted
-	case v1.Reason_REASON_ALREADY_USED, v1.Reason_REASON_SECRET_CONFLICT:
+	case v1.Reason_REASON_ALREADY_USED, v1.Reason_REASON_SECRET_CONFLICT, v1.Reason_REASON_HELPER_CONFLICT:
 		return codes.AlreadyExists
 	case v1.Reason_REASON_ABORTED, v1.Reason_REASON_RESTARTED, v1.Reason_REASON_SESSION_EXPIRED, v1.Reason_REASON_SESSION_CONFLICT:
 		return codes.Aborted
 	case v1.Reason_REASON_CIPHERTEXT_INVALID, v1.Reason_REASON_CIPHERTEXT_TRUNCATED, v1.Reason_REASON_SEALED_DATA_INVALID:
 		return codes.DataLoss
-	case v1.Reason_REASON_NO_ARMED_SESSION, v1.Reason_REASON_WRONG_STATE, v1.Reason_REASON_UNSAFE_MIGRATION:
+	case v1.Reason_REASON_NO_ARMED_SESSION, v1.Reason_REASON_WRONG_STATE, v1.Reason_REASON_UNSAFE_MIGRATION, v1.Reason_REASON_HELPER_NOT_ATTACHED:
 		return codes.FailedPrecondition
 	default:
 		return codes.PermissionDenied

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,7 +20,7 @@ import (
 
 const (
 	// DefaultTimeout bounds one blob's way through the node service. The VM stands still while it lasts.
-	DefaultTimeout = 2 * time.Second
+	DefaultTimeout = 500 * time.Millisecond
 	// chunk is the data of one message, in bytes.
 	chunk = 256 << 10
 )
@@ -33,6 +34,13 @@ type RemoteProtector struct {
 	timeout  time.Duration
 	conn     *grpc.ClientConn
 	client   v1.CryptoServiceClient
+
+	// life bounds attachments, each of which has a goroutine in streams. turn is held while one is made; lost is closed when the last one has ended.
+	life    context.Context
+	end     context.CancelFunc
+	streams sync.WaitGroup
+	turn    chan struct{}
+	lost    <-chan struct{}
 }
 
 // NewRemoteProtector prepares the connection; nothing is dialled before the first blob, and then the connection is kept. target is a gRPC
@@ -51,18 +59,28 @@ func NewRemoteProtector(target, instance string, timeout time.Duration, options 
 	if err != nil {
 		return nil, fmt.Errorf("node service at %s: %w", target, err)
 	}
-	return &RemoteProtector{
-		instance: instance, timeout: orDefault(timeout, DefaultTimeout), conn: conn, client: v1.NewCryptoServiceClient(conn),
-	}, nil
+	r := &RemoteProtector{
+		instance: instance, timeout: orDefault(timeout, DefaultTimeout), conn: conn, client: v1.NewCryptoServiceClient(conn), turn: make(chan struct{}, 1),
+	}
+	r.life, r.end = context.WithCancel(context.Background())
+	return r, nil
 }
 
-// Close closes the connection.
-func (r *RemoteProtector) Close() error { return r.conn.Close() }
+// Close ends the attachment and closes the connection.
+func (r *RemoteProtector) Close() error {
+	r.end()
+	err := r.conn.Close()
+	r.streams.Wait()
+	return err
+}
 
 // Protect implements Protector. A refusal of the node service is a *refusal.Refusal.
 func (r *RemoteProtector) Protect(ctx context.Context, t StateType, plaintext []byte) ([]byte, error) {
 	ctx, cancel := r.begin(ctx)
 	defer cancel()
+	if _, err := r.attach(ctx); err != nil {
+		return nil, err
+	}
 	stream, err := r.client.ProtectState(ctx)
 	if err != nil {
 		return nil, r.explain(err)
@@ -87,6 +105,9 @@ func (r *RemoteProtector) Protect(ctx context.Context, t StateType, plaintext []
 func (r *RemoteProtector) Unprotect(ctx context.Context, t StateType, ciphertext []byte) ([]byte, error) {
 	ctx, cancel := r.begin(ctx)
 	defer cancel()
+	if _, err := r.attach(ctx); err != nil {
+		return nil, err
+	}
 	stream, err := r.client.UnprotectState(ctx)
 	if err != nil {
 		return nil, r.explain(err)

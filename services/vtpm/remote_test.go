@@ -31,7 +31,11 @@ type fakeNode struct {
 	v1.UnimplementedCryptoServiceServer
 	headers chan *v1.StateHeader
 	largest int // data of one message, in bytes
-	answer  func(in []byte, send func(data []byte, done bool) error) error
+	// attached gets the instance of each Attach; refuse, if set, is the answer to it.
+	attached chan string
+	refuse   error
+	server   *grpc.Server
+	answer   func(in []byte, send func(data []byte, done bool) error) error
 }
 
 func (f *fakeNode) cross(recv func() (*v1.StateHeader, []byte, error), send func([]byte, bool) error) error {
@@ -53,6 +57,20 @@ func (f *fakeNode) cross(recv func() (*v1.StateHeader, []byte, error), send func
 		f.largest = max(f.largest, len(data))
 		in = append(in, data...)
 	}
+}
+
+func (f *fakeNode) Attach(req *v1.AttachRequest, s v1.CryptoService_AttachServer) error {
+	if f.refuse != nil {
+		return f.refuse
+	}
+	if f.attached != nil {
+		f.attached <- req.GetInstanceId()
+	}
+	if err := s.Send(&v1.AttachResponse{}); err != nil {
+		return err
+	}
+	<-s.Context().Done()
+	return s.Context().Err()
 }
 
 func (f *fakeNode) ProtectState(s v1.CryptoService_ProtectStateServer) error {
@@ -114,6 +132,7 @@ func serveNode(t *testing.T, f *fakeNode, path string) *grpc.Server {
 	}
 	s := grpc.NewServer()
 	v1.RegisterCryptoServiceServer(s, f)
+	f.server = s
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() { s.Stop(); <-served })
@@ -301,5 +320,47 @@ func BenchmarkProtect(b *testing.B) {
 		if _, err := r.Protect(context.Background(), Volatile, state); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestAHelperStaysAttachedOverARestartOfTheNode(t *testing.T) {
+	f := &fakeNode{answer: inChunks, attached: make(chan string, 16)}
+	target := startNode(t, f)
+	path := strings.TrimPrefix(target, "unix://")
+	r, err := NewRemoteProtector(target, instance, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	kept := make(chan struct{})
+	go func() { r.Keep(ctx, slog.New(slog.DiscardHandler)); close(kept) }()
+	if got := <-f.attached; got != instance {
+		t.Errorf("attached for %q", got)
+	}
+	f.server.Stop()
+	second := &fakeNode{answer: inChunks, attached: make(chan string, 16), headers: make(chan *v1.StateHeader, 16)}
+	serveNode(t, second, path)
+	if got := <-second.attached; got != instance {
+		t.Errorf("attached for %q", got)
+	}
+	cancel()
+	<-kept
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestABlobWaitsForTheAttachmentAndIsRefusedWithoutOne(t *testing.T) {
+	f := &fakeNode{answer: inChunks, refuse: rpcerror.Status(refusal.New(v1.Reason_REASON_HELPER_CONFLICT, "another is attached"))}
+	r, err := NewRemoteProtector(startNode(t, f), instance, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	if _, err := r.Protect(t.Context(), Volatile, []byte("x")); !errors.Is(err, refusal.Because(v1.Reason_REASON_HELPER_CONFLICT)) {
+		t.Errorf("%v", err)
+	}
+	if len(f.headers) != 0 {
+		t.Error("the blob was sent all the same")
 	}
 }

@@ -90,6 +90,14 @@ func (n *testNode) head(t v1.StateType) statestream.Header {
 	return statestream.Header{Kind: statestream.KindState, Type: byte(t), Direction: statestream.SourceToDestination, Session: [16]byte{1}}
 }
 
+func (n *testNode) Attach(_ *v1.AttachRequest, s v1.CryptoService_AttachServer) error {
+	if err := s.Send(&v1.AttachResponse{}); err != nil {
+		return err
+	}
+	<-s.Context().Done()
+	return s.Context().Err()
+}
+
 func (n *testNode) ProtectState(s v1.CryptoService_ProtectStateServer) error {
 	m, err := s.Recv()
 	if err != nil {

@@ -80,8 +80,10 @@ type GetStatusResponse struct {
 	Draining            bool      `protobuf:"varint,13,opt,name=draining,proto3" json:"draining,omitempty"`
 	// The earliest moment at which this node's own collateral expires.
 	CollateralExpiresAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=collateral_expires_at,json=collateralExpiresAt,proto3" json:"collateral_expires_at,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// VMs whose vTPM has a helper attached, sorted.
+	AttachedInstances []string `protobuf:"bytes,15,rep,name=attached_instances,json=attachedInstances,proto3" json:"attached_instances,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -208,6 +210,13 @@ func (x *GetStatusResponse) GetDraining() bool {
 func (x *GetStatusResponse) GetCollateralExpiresAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CollateralExpiresAt
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetAttachedInstances() []string {
+	if x != nil {
+		return x.AttachedInstances
 	}
 	return nil
 }
@@ -438,7 +447,7 @@ var File_safeconduct_v1_admin_proto protoreflect.FileDescriptor
 const file_safeconduct_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x1asafeconduct/v1/admin.proto\x12\x0esafeconduct.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsafeconduct/v1/common.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe8\x04\n" +
+	"\x10GetStatusRequest\"\x97\x05\n" +
 	"\x11GetStatusResponse\x12(\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x14.safeconduct.v1.ModeR\x04mode\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
@@ -458,7 +467,8 @@ const file_safeconduct_v1_admin_proto_rawDesc = "" +
 	"ownRefusal\x12#\n" +
 	"\ropen_sessions\x18\f \x01(\rR\fopenSessions\x12\x1a\n" +
 	"\bdraining\x18\r \x01(\bR\bdraining\x12N\n" +
-	"\x15collateral_expires_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x13collateralExpiresAt\"\x0f\n" +
+	"\x15collateral_expires_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x13collateralExpiresAt\x12-\n" +
+	"\x12attached_instances\x18\x0f \x03(\tR\x11attachedInstances\"\x0f\n" +
 	"\rReloadRequest\"\xdd\x01\n" +
 	"\x0eReloadResponse\x12\x1d\n" +
 	"\n" +

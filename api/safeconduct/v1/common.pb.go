@@ -411,6 +411,10 @@ const (
 	Reason_REASON_SECRET_CONFLICT Reason = 42
 	// There is no such receipt.
 	Reason_REASON_NO_RECEIPT Reason = 43
+	// No helper is attached for the VM: its swtpm does not run behind safeconduct-swtpm.
+	Reason_REASON_HELPER_NOT_ATTACHED Reason = 44
+	// Another helper is attached for the VM.
+	Reason_REASON_HELPER_CONFLICT Reason = 45
 )
 
 // Enum value maps for Reason.
@@ -460,6 +464,8 @@ var (
 		41: "REASON_POLICY_ROLLED_BACK",
 		42: "REASON_SECRET_CONFLICT",
 		43: "REASON_NO_RECEIPT",
+		44: "REASON_HELPER_NOT_ATTACHED",
+		45: "REASON_HELPER_CONFLICT",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":             0,
@@ -506,6 +512,8 @@ var (
 		"REASON_POLICY_ROLLED_BACK":      41,
 		"REASON_SECRET_CONFLICT":         42,
 		"REASON_NO_RECEIPT":              43,
+		"REASON_HELPER_NOT_ATTACHED":     44,
+		"REASON_HELPER_CONFLICT":         45,
 	}
 )
 
@@ -1348,7 +1356,8 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"\x16STATE_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14STATE_TYPE_PERMANENT\x10\x01\x12\x17\n" +
 	"\x13STATE_TYPE_VOLATILE\x10\x02\x12\x18\n" +
-	"\x14STATE_TYPE_SAVESTATE\x10\x03*\xc8\t\n" +
+	"\x14STATE_TYPE_SAVESTATE\x10\x03*\x84\n" +
+	"\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
@@ -1394,7 +1403,9 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"\x17REASON_UNSAFE_MIGRATION\x10(\x12\x1d\n" +
 	"\x19REASON_POLICY_ROLLED_BACK\x10)\x12\x1a\n" +
 	"\x16REASON_SECRET_CONFLICT\x10*\x12\x15\n" +
-	"\x11REASON_NO_RECEIPT\x10+BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\x11REASON_NO_RECEIPT\x10+\x12\x1e\n" +
+	"\x1aREASON_HELPER_NOT_ATTACHED\x10,\x12\x1a\n" +
+	"\x16REASON_HELPER_CONFLICT\x10-BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_common_proto_rawDescOnce sync.Once

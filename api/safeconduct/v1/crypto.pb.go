@@ -21,6 +21,148 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// LocalSave is what becomes of a vTPM's state in `virsh save`, a snapshot or a dump.
+type LocalSave int32
+
+const (
+	LocalSave_LOCAL_SAVE_UNSPECIFIED LocalSave = 0
+	// Refused: the save fails and the VM runs on.
+	LocalSave_LOCAL_SAVE_REFUSE LocalSave = 1
+	// Sealed by the node's enclave: the file is of use on this node only.
+	LocalSave_LOCAL_SAVE_SEAL LocalSave = 2
+)
+
+// Enum value maps for LocalSave.
+var (
+	LocalSave_name = map[int32]string{
+		0: "LOCAL_SAVE_UNSPECIFIED",
+		1: "LOCAL_SAVE_REFUSE",
+		2: "LOCAL_SAVE_SEAL",
+	}
+	LocalSave_value = map[string]int32{
+		"LOCAL_SAVE_UNSPECIFIED": 0,
+		"LOCAL_SAVE_REFUSE":      1,
+		"LOCAL_SAVE_SEAL":        2,
+	}
+)
+
+func (x LocalSave) Enum() *LocalSave {
+	p := new(LocalSave)
+	*p = x
+	return p
+}
+
+func (x LocalSave) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalSave) Descriptor() protoreflect.EnumDescriptor {
+	return file_safeconduct_v1_crypto_proto_enumTypes[0].Descriptor()
+}
+
+func (LocalSave) Type() protoreflect.EnumType {
+	return &file_safeconduct_v1_crypto_proto_enumTypes[0]
+}
+
+func (x LocalSave) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalSave.Descriptor instead.
+func (LocalSave) EnumDescriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{0}
+}
+
+type AttachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID of the VM.
+	InstanceId    string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachRequest) Reset() {
+	*x = AttachRequest{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachRequest) ProtoMessage() {}
+
+func (x *AttachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
+func (*AttachRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AttachRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+type AttachResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the node does with state that is saved without an armed session: refuse it, or seal it to this node.
+	LocalSave     LocalSave `protobuf:"varint,1,opt,name=local_save,json=localSave,proto3,enum=safeconduct.v1.LocalSave" json:"local_save,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachResponse) Reset() {
+	*x = AttachResponse{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachResponse) ProtoMessage() {}
+
+func (x *AttachResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
+func (*AttachResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AttachResponse) GetLocalSave() LocalSave {
+	if x != nil {
+		return x.LocalSave
+	}
+	return LocalSave_LOCAL_SAVE_UNSPECIFIED
+}
+
 // StateHeader names the blob.
 type StateHeader struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -34,7 +176,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[0]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +188,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[0]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +201,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{0}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *StateHeader) GetInstanceId() string {
@@ -96,7 +238,7 @@ type ProtectStateRequest struct {
 
 func (x *ProtectStateRequest) Reset() {
 	*x = ProtectStateRequest{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[1]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -108,7 +250,7 @@ func (x *ProtectStateRequest) String() string {
 func (*ProtectStateRequest) ProtoMessage() {}
 
 func (x *ProtectStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[1]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -121,7 +263,7 @@ func (x *ProtectStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectStateRequest.ProtoReflect.Descriptor instead.
 func (*ProtectStateRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{1}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ProtectStateRequest) GetBody() isProtectStateRequest_Body {
@@ -178,7 +320,7 @@ type ProtectStateResponse struct {
 
 func (x *ProtectStateResponse) Reset() {
 	*x = ProtectStateResponse{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[2]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -190,7 +332,7 @@ func (x *ProtectStateResponse) String() string {
 func (*ProtectStateResponse) ProtoMessage() {}
 
 func (x *ProtectStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[2]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -203,7 +345,7 @@ func (x *ProtectStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectStateResponse.ProtoReflect.Descriptor instead.
 func (*ProtectStateResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{2}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ProtectStateResponse) GetData() []byte {
@@ -233,7 +375,7 @@ type UnprotectStateRequest struct {
 
 func (x *UnprotectStateRequest) Reset() {
 	*x = UnprotectStateRequest{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[3]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -245,7 +387,7 @@ func (x *UnprotectStateRequest) String() string {
 func (*UnprotectStateRequest) ProtoMessage() {}
 
 func (x *UnprotectStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[3]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -258,7 +400,7 @@ func (x *UnprotectStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnprotectStateRequest.ProtoReflect.Descriptor instead.
 func (*UnprotectStateRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{3}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UnprotectStateRequest) GetBody() isUnprotectStateRequest_Body {
@@ -314,7 +456,7 @@ type UnprotectStateResponse struct {
 
 func (x *UnprotectStateResponse) Reset() {
 	*x = UnprotectStateResponse{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[4]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +468,7 @@ func (x *UnprotectStateResponse) String() string {
 func (*UnprotectStateResponse) ProtoMessage() {}
 
 func (x *UnprotectStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[4]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +481,7 @@ func (x *UnprotectStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnprotectStateResponse.ProtoReflect.Descriptor instead.
 func (*UnprotectStateResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{4}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UnprotectStateResponse) GetData() []byte {
@@ -372,7 +514,7 @@ type ImageHeader struct {
 
 func (x *ImageHeader) Reset() {
 	*x = ImageHeader{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[5]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +526,7 @@ func (x *ImageHeader) String() string {
 func (*ImageHeader) ProtoMessage() {}
 
 func (x *ImageHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[5]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +539,7 @@ func (x *ImageHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageHeader.ProtoReflect.Descriptor instead.
 func (*ImageHeader) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{5}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ImageHeader) GetInstanceId() string {
@@ -441,7 +583,7 @@ type ProtectImageRequest struct {
 
 func (x *ProtectImageRequest) Reset() {
 	*x = ProtectImageRequest{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[6]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +595,7 @@ func (x *ProtectImageRequest) String() string {
 func (*ProtectImageRequest) ProtoMessage() {}
 
 func (x *ProtectImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[6]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +608,7 @@ func (x *ProtectImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectImageRequest.ProtoReflect.Descriptor instead.
 func (*ProtectImageRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{6}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProtectImageRequest) GetBody() isProtectImageRequest_Body {
@@ -522,7 +664,7 @@ type ProtectImageResponse struct {
 
 func (x *ProtectImageResponse) Reset() {
 	*x = ProtectImageResponse{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[7]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +676,7 @@ func (x *ProtectImageResponse) String() string {
 func (*ProtectImageResponse) ProtoMessage() {}
 
 func (x *ProtectImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[7]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +689,7 @@ func (x *ProtectImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectImageResponse.ProtoReflect.Descriptor instead.
 func (*ProtectImageResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{7}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProtectImageResponse) GetData() []byte {
@@ -577,7 +719,7 @@ type UnprotectImageRequest struct {
 
 func (x *UnprotectImageRequest) Reset() {
 	*x = UnprotectImageRequest{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[8]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +731,7 @@ func (x *UnprotectImageRequest) String() string {
 func (*UnprotectImageRequest) ProtoMessage() {}
 
 func (x *UnprotectImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[8]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +744,7 @@ func (x *UnprotectImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnprotectImageRequest.ProtoReflect.Descriptor instead.
 func (*UnprotectImageRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{8}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UnprotectImageRequest) GetBody() isUnprotectImageRequest_Body {
@@ -658,7 +800,7 @@ type UnprotectImageResponse struct {
 
 func (x *UnprotectImageResponse) Reset() {
 	*x = UnprotectImageResponse{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[9]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +812,7 @@ func (x *UnprotectImageResponse) String() string {
 func (*UnprotectImageResponse) ProtoMessage() {}
 
 func (x *UnprotectImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[9]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +825,7 @@ func (x *UnprotectImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnprotectImageResponse.ProtoReflect.Descriptor instead.
 func (*UnprotectImageResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{9}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UnprotectImageResponse) GetData() []byte {
@@ -713,7 +855,7 @@ type DeriveKeyRequest struct {
 
 func (x *DeriveKeyRequest) Reset() {
 	*x = DeriveKeyRequest{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[10]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +867,7 @@ func (x *DeriveKeyRequest) String() string {
 func (*DeriveKeyRequest) ProtoMessage() {}
 
 func (x *DeriveKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[10]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +880,7 @@ func (x *DeriveKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeriveKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeriveKeyRequest) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{10}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeriveKeyRequest) GetInstanceId() string {
@@ -773,7 +915,7 @@ type DeriveKeyResponse struct {
 
 func (x *DeriveKeyResponse) Reset() {
 	*x = DeriveKeyResponse{}
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[11]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +927,7 @@ func (x *DeriveKeyResponse) String() string {
 func (*DeriveKeyResponse) ProtoMessage() {}
 
 func (x *DeriveKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_safeconduct_v1_crypto_proto_msgTypes[11]
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +940,7 @@ func (x *DeriveKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeriveKeyResponse.ProtoReflect.Descriptor instead.
 func (*DeriveKeyResponse) Descriptor() ([]byte, []int) {
-	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{11}
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeriveKeyResponse) GetKey() []byte {
@@ -819,7 +961,13 @@ var File_safeconduct_v1_crypto_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_crypto_proto_rawDesc = "" +
 	"\n" +
-	"\x1bsafeconduct/v1/crypto.proto\x12\x0esafeconduct.v1\x1a\x1bsafeconduct/v1/common.proto\"q\n" +
+	"\x1bsafeconduct/v1/crypto.proto\x12\x0esafeconduct.v1\x1a\x1bsafeconduct/v1/common.proto\"0\n" +
+	"\rAttachRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\"J\n" +
+	"\x0eAttachResponse\x128\n" +
+	"\n" +
+	"local_save\x18\x01 \x01(\x0e2\x19.safeconduct.v1.LocalSaveR\tlocalSave\"q\n" +
 	"\vStateHeader\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
 	"instanceId\x12-\n" +
@@ -867,8 +1015,13 @@ const file_safeconduct_v1_crypto_proto_rawDesc = "" +
 	"\x11DeriveKeyResponse\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\fR\tsessionId2\xe9\x03\n" +
-	"\rCryptoService\x12]\n" +
+	"session_id\x18\x02 \x01(\fR\tsessionId*S\n" +
+	"\tLocalSave\x12\x1a\n" +
+	"\x16LOCAL_SAVE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11LOCAL_SAVE_REFUSE\x10\x01\x12\x13\n" +
+	"\x0fLOCAL_SAVE_SEAL\x10\x022\xb4\x04\n" +
+	"\rCryptoService\x12I\n" +
+	"\x06Attach\x12\x1d.safeconduct.v1.AttachRequest\x1a\x1e.safeconduct.v1.AttachResponse0\x01\x12]\n" +
 	"\fProtectState\x12#.safeconduct.v1.ProtectStateRequest\x1a$.safeconduct.v1.ProtectStateResponse(\x010\x01\x12c\n" +
 	"\x0eUnprotectState\x12%.safeconduct.v1.UnprotectStateRequest\x1a&.safeconduct.v1.UnprotectStateResponse(\x010\x01\x12]\n" +
 	"\fProtectImage\x12#.safeconduct.v1.ProtectImageRequest\x1a$.safeconduct.v1.ProtectImageResponse(\x010\x01\x12c\n" +
@@ -887,43 +1040,50 @@ func file_safeconduct_v1_crypto_proto_rawDescGZIP() []byte {
 	return file_safeconduct_v1_crypto_proto_rawDescData
 }
 
-var file_safeconduct_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_safeconduct_v1_crypto_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_safeconduct_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_safeconduct_v1_crypto_proto_goTypes = []any{
-	(*StateHeader)(nil),            // 0: safeconduct.v1.StateHeader
-	(*ProtectStateRequest)(nil),    // 1: safeconduct.v1.ProtectStateRequest
-	(*ProtectStateResponse)(nil),   // 2: safeconduct.v1.ProtectStateResponse
-	(*UnprotectStateRequest)(nil),  // 3: safeconduct.v1.UnprotectStateRequest
-	(*UnprotectStateResponse)(nil), // 4: safeconduct.v1.UnprotectStateResponse
-	(*ImageHeader)(nil),            // 5: safeconduct.v1.ImageHeader
-	(*ProtectImageRequest)(nil),    // 6: safeconduct.v1.ProtectImageRequest
-	(*ProtectImageResponse)(nil),   // 7: safeconduct.v1.ProtectImageResponse
-	(*UnprotectImageRequest)(nil),  // 8: safeconduct.v1.UnprotectImageRequest
-	(*UnprotectImageResponse)(nil), // 9: safeconduct.v1.UnprotectImageResponse
-	(*DeriveKeyRequest)(nil),       // 10: safeconduct.v1.DeriveKeyRequest
-	(*DeriveKeyResponse)(nil),      // 11: safeconduct.v1.DeriveKeyResponse
-	(StateType)(0),                 // 12: safeconduct.v1.StateType
+	(LocalSave)(0),                 // 0: safeconduct.v1.LocalSave
+	(*AttachRequest)(nil),          // 1: safeconduct.v1.AttachRequest
+	(*AttachResponse)(nil),         // 2: safeconduct.v1.AttachResponse
+	(*StateHeader)(nil),            // 3: safeconduct.v1.StateHeader
+	(*ProtectStateRequest)(nil),    // 4: safeconduct.v1.ProtectStateRequest
+	(*ProtectStateResponse)(nil),   // 5: safeconduct.v1.ProtectStateResponse
+	(*UnprotectStateRequest)(nil),  // 6: safeconduct.v1.UnprotectStateRequest
+	(*UnprotectStateResponse)(nil), // 7: safeconduct.v1.UnprotectStateResponse
+	(*ImageHeader)(nil),            // 8: safeconduct.v1.ImageHeader
+	(*ProtectImageRequest)(nil),    // 9: safeconduct.v1.ProtectImageRequest
+	(*ProtectImageResponse)(nil),   // 10: safeconduct.v1.ProtectImageResponse
+	(*UnprotectImageRequest)(nil),  // 11: safeconduct.v1.UnprotectImageRequest
+	(*UnprotectImageResponse)(nil), // 12: safeconduct.v1.UnprotectImageResponse
+	(*DeriveKeyRequest)(nil),       // 13: safeconduct.v1.DeriveKeyRequest
+	(*DeriveKeyResponse)(nil),      // 14: safeconduct.v1.DeriveKeyResponse
+	(StateType)(0),                 // 15: safeconduct.v1.StateType
 }
 var file_safeconduct_v1_crypto_proto_depIdxs = []int32{
-	12, // 0: safeconduct.v1.StateHeader.type:type_name -> safeconduct.v1.StateType
-	0,  // 1: safeconduct.v1.ProtectStateRequest.header:type_name -> safeconduct.v1.StateHeader
-	0,  // 2: safeconduct.v1.UnprotectStateRequest.header:type_name -> safeconduct.v1.StateHeader
-	5,  // 3: safeconduct.v1.ProtectImageRequest.header:type_name -> safeconduct.v1.ImageHeader
-	5,  // 4: safeconduct.v1.UnprotectImageRequest.header:type_name -> safeconduct.v1.ImageHeader
-	1,  // 5: safeconduct.v1.CryptoService.ProtectState:input_type -> safeconduct.v1.ProtectStateRequest
-	3,  // 6: safeconduct.v1.CryptoService.UnprotectState:input_type -> safeconduct.v1.UnprotectStateRequest
-	6,  // 7: safeconduct.v1.CryptoService.ProtectImage:input_type -> safeconduct.v1.ProtectImageRequest
-	8,  // 8: safeconduct.v1.CryptoService.UnprotectImage:input_type -> safeconduct.v1.UnprotectImageRequest
-	10, // 9: safeconduct.v1.CryptoService.DeriveKey:input_type -> safeconduct.v1.DeriveKeyRequest
-	2,  // 10: safeconduct.v1.CryptoService.ProtectState:output_type -> safeconduct.v1.ProtectStateResponse
-	4,  // 11: safeconduct.v1.CryptoService.UnprotectState:output_type -> safeconduct.v1.UnprotectStateResponse
-	7,  // 12: safeconduct.v1.CryptoService.ProtectImage:output_type -> safeconduct.v1.ProtectImageResponse
-	9,  // 13: safeconduct.v1.CryptoService.UnprotectImage:output_type -> safeconduct.v1.UnprotectImageResponse
-	11, // 14: safeconduct.v1.CryptoService.DeriveKey:output_type -> safeconduct.v1.DeriveKeyResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	0,  // 0: safeconduct.v1.AttachResponse.local_save:type_name -> safeconduct.v1.LocalSave
+	15, // 1: safeconduct.v1.StateHeader.type:type_name -> safeconduct.v1.StateType
+	3,  // 2: safeconduct.v1.ProtectStateRequest.header:type_name -> safeconduct.v1.StateHeader
+	3,  // 3: safeconduct.v1.UnprotectStateRequest.header:type_name -> safeconduct.v1.StateHeader
+	8,  // 4: safeconduct.v1.ProtectImageRequest.header:type_name -> safeconduct.v1.ImageHeader
+	8,  // 5: safeconduct.v1.UnprotectImageRequest.header:type_name -> safeconduct.v1.ImageHeader
+	1,  // 6: safeconduct.v1.CryptoService.Attach:input_type -> safeconduct.v1.AttachRequest
+	4,  // 7: safeconduct.v1.CryptoService.ProtectState:input_type -> safeconduct.v1.ProtectStateRequest
+	6,  // 8: safeconduct.v1.CryptoService.UnprotectState:input_type -> safeconduct.v1.UnprotectStateRequest
+	9,  // 9: safeconduct.v1.CryptoService.ProtectImage:input_type -> safeconduct.v1.ProtectImageRequest
+	11, // 10: safeconduct.v1.CryptoService.UnprotectImage:input_type -> safeconduct.v1.UnprotectImageRequest
+	13, // 11: safeconduct.v1.CryptoService.DeriveKey:input_type -> safeconduct.v1.DeriveKeyRequest
+	2,  // 12: safeconduct.v1.CryptoService.Attach:output_type -> safeconduct.v1.AttachResponse
+	5,  // 13: safeconduct.v1.CryptoService.ProtectState:output_type -> safeconduct.v1.ProtectStateResponse
+	7,  // 14: safeconduct.v1.CryptoService.UnprotectState:output_type -> safeconduct.v1.UnprotectStateResponse
+	10, // 15: safeconduct.v1.CryptoService.ProtectImage:output_type -> safeconduct.v1.ProtectImageResponse
+	12, // 16: safeconduct.v1.CryptoService.UnprotectImage:output_type -> safeconduct.v1.UnprotectImageResponse
+	14, // 17: safeconduct.v1.CryptoService.DeriveKey:output_type -> safeconduct.v1.DeriveKeyResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_crypto_proto_init() }
@@ -932,19 +1092,19 @@ func file_safeconduct_v1_crypto_proto_init() {
 		return
 	}
 	file_safeconduct_v1_common_proto_init()
-	file_safeconduct_v1_crypto_proto_msgTypes[1].OneofWrappers = []any{
+	file_safeconduct_v1_crypto_proto_msgTypes[3].OneofWrappers = []any{
 		(*ProtectStateRequest_Header)(nil),
 		(*ProtectStateRequest_Data)(nil),
 	}
-	file_safeconduct_v1_crypto_proto_msgTypes[3].OneofWrappers = []any{
+	file_safeconduct_v1_crypto_proto_msgTypes[5].OneofWrappers = []any{
 		(*UnprotectStateRequest_Header)(nil),
 		(*UnprotectStateRequest_Data)(nil),
 	}
-	file_safeconduct_v1_crypto_proto_msgTypes[6].OneofWrappers = []any{
+	file_safeconduct_v1_crypto_proto_msgTypes[8].OneofWrappers = []any{
 		(*ProtectImageRequest_Header)(nil),
 		(*ProtectImageRequest_Data)(nil),
 	}
-	file_safeconduct_v1_crypto_proto_msgTypes[8].OneofWrappers = []any{
+	file_safeconduct_v1_crypto_proto_msgTypes[10].OneofWrappers = []any{
 		(*UnprotectImageRequest_Header)(nil),
 		(*UnprotectImageRequest_Data)(nil),
 	}
@@ -953,13 +1113,14 @@ func file_safeconduct_v1_crypto_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_crypto_proto_rawDesc), len(file_safeconduct_v1_crypto_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   12,
+			NumEnums:      1,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_safeconduct_v1_crypto_proto_goTypes,
 		DependencyIndexes: file_safeconduct_v1_crypto_proto_depIdxs,
+		EnumInfos:         file_safeconduct_v1_crypto_proto_enumTypes,
 		MessageInfos:      file_safeconduct_v1_crypto_proto_msgTypes,
 	}.Build()
 	File_safeconduct_v1_crypto_proto = out.File

@@ -19,6 +19,7 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
+	CryptoService_Attach_FullMethodName         = "/safeconduct.v1.CryptoService/Attach"
 	CryptoService_ProtectState_FullMethodName   = "/safeconduct.v1.CryptoService/ProtectState"
 	CryptoService_UnprotectState_FullMethodName = "/safeconduct.v1.CryptoService/UnprotectState"
 	CryptoService_ProtectImage_FullMethodName   = "/safeconduct.v1.CryptoService/ProtectImage"
@@ -32,6 +33,10 @@ const (
 //
 // CryptoService is called by the QEMU-side helpers, over the node's local unix socket. It never hands out a session key.
 type CryptoServiceClient interface {
+	// Attach makes the caller's connection the helper of a VM's vTPM, for as long as the stream lives. A VM has one helper at a time, and only it
+	// may have the VM's state protected and unprotected; without one at the source, Arm refuses. The first message says that the caller is
+	// attached; there is none after it.
+	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AttachResponse], error)
 	// ProtectState encrypts one vTPM state blob of a VM that an armed outgoing session names. Each type is protected once a session.
 	// First message: the header; then data; half-close; the answer ends with done = true. 8 MiB at most.
 	ProtectState(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProtectStateRequest, ProtectStateResponse], error)
@@ -55,9 +60,28 @@ func NewCryptoServiceClient(cc grpc.ClientConnInterface) CryptoServiceClient {
 	return &cryptoServiceClient{cc}
 }
 
+func (c *cryptoServiceClient) Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AttachResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[0], CryptoService_Attach_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AttachRequest, AttachResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_AttachClient = grpc.ServerStreamingClient[AttachResponse]
+
 func (c *cryptoServiceClient) ProtectState(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProtectStateRequest, ProtectStateResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[0], CryptoService_ProtectState_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[1], CryptoService_ProtectState_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +94,7 @@ type CryptoService_ProtectStateClient = grpc.BidiStreamingClient[ProtectStateReq
 
 func (c *cryptoServiceClient) UnprotectState(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UnprotectStateRequest, UnprotectStateResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[1], CryptoService_UnprotectState_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[2], CryptoService_UnprotectState_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +107,7 @@ type CryptoService_UnprotectStateClient = grpc.BidiStreamingClient[UnprotectStat
 
 func (c *cryptoServiceClient) ProtectImage(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProtectImageRequest, ProtectImageResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[2], CryptoService_ProtectImage_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[3], CryptoService_ProtectImage_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +120,7 @@ type CryptoService_ProtectImageClient = grpc.BidiStreamingClient[ProtectImageReq
 
 func (c *cryptoServiceClient) UnprotectImage(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[UnprotectImageRequest, UnprotectImageResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[3], CryptoService_UnprotectImage_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[4], CryptoService_UnprotectImage_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +147,10 @@ func (c *cryptoServiceClient) DeriveKey(ctx context.Context, in *DeriveKeyReques
 //
 // CryptoService is called by the QEMU-side helpers, over the node's local unix socket. It never hands out a session key.
 type CryptoServiceServer interface {
+	// Attach makes the caller's connection the helper of a VM's vTPM, for as long as the stream lives. A VM has one helper at a time, and only it
+	// may have the VM's state protected and unprotected; without one at the source, Arm refuses. The first message says that the caller is
+	// attached; there is none after it.
+	Attach(*AttachRequest, grpc.ServerStreamingServer[AttachResponse]) error
 	// ProtectState encrypts one vTPM state blob of a VM that an armed outgoing session names. Each type is protected once a session.
 	// First message: the header; then data; half-close; the answer ends with done = true. 8 MiB at most.
 	ProtectState(grpc.BidiStreamingServer[ProtectStateRequest, ProtectStateResponse]) error
@@ -146,6 +174,9 @@ type CryptoServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedCryptoServiceServer struct{}
 
+func (UnimplementedCryptoServiceServer) Attach(*AttachRequest, grpc.ServerStreamingServer[AttachResponse]) error {
+	return status.Error(codes.Unimplemented, "method Attach not implemented")
+}
 func (UnimplementedCryptoServiceServer) ProtectState(grpc.BidiStreamingServer[ProtectStateRequest, ProtectStateResponse]) error {
 	return status.Error(codes.Unimplemented, "method ProtectState not implemented")
 }
@@ -181,6 +212,17 @@ func RegisterCryptoServiceServer(s grpc.ServiceRegistrar, srv CryptoServiceServe
 	}
 	s.RegisterService(&CryptoService_ServiceDesc, srv)
 }
+
+func _CryptoService_Attach_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AttachRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CryptoServiceServer).Attach(m, &grpc.GenericServerStream[AttachRequest, AttachResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_AttachServer = grpc.ServerStreamingServer[AttachResponse]
 
 func _CryptoService_ProtectState_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(CryptoServiceServer).ProtectState(&grpc.GenericServerStream[ProtectStateRequest, ProtectStateResponse]{ServerStream: stream})
@@ -241,6 +283,11 @@ var CryptoService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Attach",
+			Handler:       _CryptoService_Attach_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "ProtectState",
 			Handler:       _CryptoService_ProtectState_Handler,

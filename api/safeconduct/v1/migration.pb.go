@@ -183,7 +183,10 @@ type ArmRequest struct {
 	// Nova's migration UUID, or any string unique to this migration: 1 to 128 printable ASCII characters.
 	MigrationId string `protobuf:"bytes,3,opt,name=migration_id,json=migrationId,proto3" json:"migration_id,omitempty"`
 	// The caller states that QEMU's return-path capability is on. Without it a failed restore loses the VM, so false is refused.
-	ReturnPath    bool `protobuf:"varint,4,opt,name=return_path,json=returnPath,proto3" json:"return_path,omitempty"`
+	ReturnPath bool `protobuf:"varint,4,opt,name=return_path,json=returnPath,proto3" json:"return_path,omitempty"`
+	// The VM has no vTPM, so no helper has to be attached for it. For a VM that has one, false: were its swtpm run without the helper, its state
+	// would cross in clear.
+	WithoutVtpm   bool `protobuf:"varint,5,opt,name=without_vtpm,json=withoutVtpm,proto3" json:"without_vtpm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,6 +245,13 @@ func (x *ArmRequest) GetMigrationId() string {
 func (x *ArmRequest) GetReturnPath() bool {
 	if x != nil {
 		return x.ReturnPath
+	}
+	return false
+}
+
+func (x *ArmRequest) GetWithoutVtpm() bool {
+	if x != nil {
+		return x.WithoutVtpm
 	}
 	return false
 }
@@ -870,7 +880,7 @@ const file_safeconduct_v1_migration_proto_rawDesc = "" +
 	"\x11EstablishResponse\x120\n" +
 	"\x04step\x18\x01 \x01(\v2\x1a.safeconduct.v1.StepReportH\x00R\x04step\x123\n" +
 	"\asession\x18\x02 \x01(\v2\x17.safeconduct.v1.SessionH\x00R\asessionB\a\n" +
-	"\x05event\"\x9c\x01\n" +
+	"\x05event\"\xbf\x01\n" +
 	"\n" +
 	"ArmRequest\x12\x1f\n" +
 	"\vinstance_id\x18\x01 \x01(\tR\n" +
@@ -878,7 +888,8 @@ const file_safeconduct_v1_migration_proto_rawDesc = "" +
 	"\x10destination_host\x18\x02 \x01(\tR\x0fdestinationHost\x12!\n" +
 	"\fmigration_id\x18\x03 \x01(\tR\vmigrationId\x12\x1f\n" +
 	"\vreturn_path\x18\x04 \x01(\bR\n" +
-	"returnPath\"@\n" +
+	"returnPath\x12!\n" +
+	"\fwithout_vtpm\x18\x05 \x01(\bR\vwithoutVtpm\"@\n" +
 	"\vArmResponse\x121\n" +
 	"\asession\x18\x01 \x01(\v2\x17.safeconduct.v1.SessionR\asession\".\n" +
 	"\rCommitRequest\x12\x1d\n" +

@@ -21,7 +21,12 @@ type Caller struct {
 	UID, GID uint32
 	// PID at the time of connecting.
 	PID int32
+	// Connection tells the connection from any other, as long as it lives.
+	Connection *Connection
 }
+
+// Connection stands for one connection; pointers to it are compared.
+type Connection struct{ _ byte }
 
 // AuthType implements credentials.AuthInfo.
 func (Caller) AuthType() string { return "unix-peercred" }
@@ -64,7 +69,7 @@ func (Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInf
 	}
 	// Integrity and privacy on a unix socket are the kernel's, as gRPC's own local credentials hold.
 	info := credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
-	return conn, Caller{CommonAuthInfo: info, UID: cred.Uid, GID: cred.Gid, PID: cred.Pid}, nil
+	return conn, Caller{CommonAuthInfo: info, UID: cred.Uid, GID: cred.Gid, PID: cred.Pid, Connection: new(Connection)}, nil
 }
 
 // ClientHandshake implements credentials.TransportCredentials; it always fails.

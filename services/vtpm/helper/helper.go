@@ -34,6 +34,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -96,7 +97,13 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	err = runWith(ctx, o, protector, log.With("instance", o.Instance))
+	log = log.With("instance", o.Instance)
+	keeping, stop := context.WithCancel(ctx)
+	var kept sync.WaitGroup
+	kept.Go(func() { protector.Keep(keeping, log) })
+	err = runWith(ctx, o, protector, log)
+	stop()
+	kept.Wait()
 	return errors.Join(err, protector.Close())
 }
 
