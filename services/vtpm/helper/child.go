@@ -38,12 +38,15 @@ func startSWTPM(o Options) (*child, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	// Descriptors 3 and 4 of the child, in the order of ExtraFiles.
-	args := append([]string{
-		"socket", "--tpm2", "--ctrl", "type=unixio,clientfd=3", "--tpmstate", "dir=" + o.TPMState + ",mode=0600", "--terminate",
-	}, o.Extra...)
+	// The child gets descriptors under their own numbers, for libvirt's arguments name some (pwdfd=27): what is to be inherited is not closed on
+	// exec, and ExtraFiles, which would put ours in the place of 3 and 4, is not used.
+	for _, f := range []*os.File{theirs, g.inherited} {
+		if err := inherit(f); err != nil {
+			return nil, errors.Join(err, conn.Close(), g.close())
+		}
+	}
+	args := o.call.Args(int(theirs.Fd()), o.Extra...)
 	c := &child{cmd: exec.Command(o.SWTPM, args...), ctrl: conn.(*net.UnixConn), guard: g, done: make(chan struct{})} //nolint:noctx // stop ends it in order
-	c.cmd.ExtraFiles = []*os.File{theirs, g.inherited}
 	c.cmd.Stdout, c.cmd.Stderr = os.Stderr, os.Stderr
 	// Its own process group: a terminal's interrupt is the helper's to pass on.
 	c.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
@@ -54,10 +57,29 @@ func startSWTPM(o Options) (*child, error) {
 		c.err = c.cmd.Wait()
 		close(c.done)
 	}()
-	if err := g.arm(c.pid()); err != nil {
+	if err := errors.Join(g.arm(c.pid()), o.dropKeys()); err != nil {
 		return nil, errors.Join(err, c.stop())
 	}
 	return c, nil
+}
+
+// inherit lets a child have the descriptor, under the same number.
+func inherit(f *os.File) error {
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// dropKeys closes our copies of the descriptors that carry keys; swtpm has its own by now.
+func (o *Options) dropKeys() (err error) {
+	for _, fd := range o.call.KeyFDs {
+		err = errors.Join(err, unix.Close(fd))
+	}
+	if err != nil {
+		return fmt.Errorf("closing a key's descriptor: %w", err)
+	}
+	return nil
 }
 
 func (c *child) pid() int { return c.cmd.Process.Pid }

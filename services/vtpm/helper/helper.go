@@ -33,6 +33,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -41,6 +42,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/safeconduct/safeconduct/services/vtpm"
+	"github.com/safeconduct/safeconduct/services/vtpm/cmdline"
 )
 
 // Options of the helper. Paths are of this host.
@@ -59,12 +61,18 @@ type Options struct {
 	NodeTimeout time.Duration
 	// Extra arguments for swtpm.
 	Extra []string
+
+	// call is what swtpm is asked for; nil: what the fields above say.
+	call *cmdline.Call
 }
 
 // owned are swtpm's options that the helper sets, or that would take the child away from it.
 var owned = [...]string{"--ctrl", "--server", "--tpmstate", "--terminate", "-t", "--daemon", "-d", "--port", "-p", "--fd", "-f", "--print-capabilities"}
 
 func (o *Options) check() error {
+	if o.call != nil {
+		return nil // checked as it was read
+	}
 	if id, err := uuid.Parse(o.Instance); err != nil || id.String() != o.Instance {
 		return fmt.Errorf("--instance: found %q, expected a UUID in lower case", o.Instance)
 	}
@@ -82,7 +90,11 @@ func (o *Options) check() error {
 			return fmt.Errorf("swtpm argument %s is not for the caller to set", name)
 		}
 	}
-	return nil
+	var err error
+	o.call, err = cmdline.Parse([]string{
+		"socket", "--tpm2", "--ctrl", "type=unixio,path=" + o.Ctrl + ",mode=0600", "--tpmstate", "dir=" + o.TPMState + ",mode=0600", "--terminate",
+	})
+	return err
 }
 
 // Run serves until ctx ends (nil), swtpm ends with status 0, as it does when QEMU is gone (nil), or something fails.
@@ -92,6 +104,10 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	if err := harden(); err != nil {
 		return err
+	}
+	if o.Instance == "" {
+		log.Warn("the state's path names no VM, so its state is never let out: the VM runs, and cannot be migrated or saved", "state", o.call.State)
+		return runWith(ctx, o, nil, log)
 	}
 	protector, err := vtpm.NewRemoteProtector(o.Node, o.Instance, o.NodeTimeout)
 	if err != nil {
@@ -108,15 +124,23 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 }
 
 func runWith(ctx context.Context, o Options, protector vtpm.Protector, log *slog.Logger) error {
+	if err := o.check(); err != nil {
+		return err
+	}
 	child, err := startSWTPM(o)
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, o.Ctrl)
+	listener, err := listen(ctx, o.call.Ctrl)
 	if err != nil {
 		return errors.Join(err, child.stop())
 	}
-	log.Info("serving", "ctrl", o.Ctrl, "swtpm_pid", child.pid())
+	removePID, err := o.writePID()
+	if err != nil {
+		return errors.Join(err, ignoreClosed(listener.Close()), child.stop())
+	}
+	defer removePID()
+	log.Info("serving", "ctrl", o.call.Ctrl.Path, "swtpm_pid", child.pid())
 	proxy := &vtpm.Proxy{Protector: protector, Log: log, OnDataChannel: child.disarm}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -164,9 +188,10 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// listen makes the control socket with mode 0600. A socket that nobody listens on is a killed helper's and is removed; any other file is not
-// ours. The umask is the process's: listen is called before there are other goroutines that make files.
-func listen(ctx context.Context, path string) (*net.UnixListener, error) {
+// listen makes the control socket, with its mode from the first moment. A socket that nobody listens on is a killed helper's and is removed; any
+// other file is not ours. The umask is the process's: listen is called before there are other goroutines that make files.
+func listen(ctx context.Context, socket cmdline.Socket) (*net.UnixListener, error) {
+	path := socket.Path
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != os.ModeSocket {
 			return nil, fmt.Errorf("--ctrl: %s exists and is no socket", path)
@@ -178,13 +203,35 @@ func listen(ctx context.Context, path string) (*net.UnixListener, error) {
 			return nil, fmt.Errorf("--ctrl: %w", err)
 		}
 	}
-	before := unix.Umask(0o177)
+	before := unix.Umask(int(0o777 &^ socket.Mode))
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Clean(path), Net: "unix"})
 	unix.Umask(before)
 	if err != nil {
 		return nil, fmt.Errorf("--ctrl: %w", err)
 	}
+	if socket.UID >= 0 || socket.GID >= 0 {
+		if err := os.Chown(path, socket.UID, socket.GID); err != nil {
+			return nil, errors.Join(fmt.Errorf("--ctrl: %w", err), ignoreClosed(listener.Close()))
+		}
+	}
 	return listener, nil
+}
+
+// writePID writes this process's id where --pid says: for who started it, it is swtpm.
+func (o *Options) writePID() (remove func(), err error) {
+	text := []byte(strconv.Itoa(os.Getpid()) + "\n")
+	switch {
+	case o.call.PIDFD >= 0:
+		_, err = unix.Write(o.call.PIDFD, text)
+	case o.call.PIDFile != "":
+		if err = os.WriteFile(o.call.PIDFile, text, 0o600); err == nil {
+			return func() { _ = os.Remove(o.call.PIDFile) }, nil // a leftover does no harm: its process is gone
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--pid: %w", err)
+	}
+	return func() {}, nil
 }
 
 // harden keeps plaintext that passes through out of core files and away from debuggers of the same uid. The child inherits the first of the two.

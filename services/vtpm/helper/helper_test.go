@@ -28,6 +28,9 @@ const instance = "6b8a9d3e-2f41-4c57-9a1e-0d6f3b7c8e21"
 // runAsHelper makes the test binary a helper process, which a test can then kill.
 const runAsHelper = "SAFECONDUCT_TEST_RUN_AS_HELPER"
 
+// runAsDropIn makes it the drop-in for swtpm; the value is the directory of the real one.
+const runAsDropIn = "SAFECONDUCT_TEST_RUN_AS_DROPIN"
+
 // hardenAndTell makes it a process that hardens itself and says what that changed: the test's own process is not to be changed.
 const hardenAndTell = "SAFECONDUCT_TEST_HARDEN"
 
@@ -36,6 +39,15 @@ func TestMain(m *testing.M) {
 		c := Command()
 		c.SetArgs(strings.Split(args, " "))
 		if err := c.Execute(); err != nil {
+			_, _ = os.Stderr.WriteString(err.Error() + "\n")
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if tools := os.Getenv(runAsDropIn); tools != "" {
+		s := DefaultSettings()
+		s.Node, s.Tools = "unix:///nonexistent", tools
+		if err := DropIn(context.Background(), os.Args[1:], s); err != nil {
 			_, _ = os.Stderr.WriteString(err.Error() + "\n")
 			os.Exit(1)
 		}
@@ -498,6 +510,7 @@ func TestOptionsThatAreRefused(t *testing.T) {
 		if err := o.check(); err != nil {
 			t.Fatal(err)
 		}
+		o.call = nil
 		c.change(&o)
 		if err := Run(context.Background(), o, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, expected an error about %s", c.name, err, c.want)
