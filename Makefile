@@ -12,7 +12,9 @@ LINT        := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 BENCHSTAT   := $(GO) tool -modfile=tools/go.mod benchstat
 
 # What the demo and the end-to-end suite run: real QEMU, swtpm and a Debian kernel for the guest.
-DEB_PACKAGES := qemu-system-x86 swtpm iproute2 linux-image-cloud-amd64 spin gcc libc6-dev
+DEB_PACKAGES := qemu-system-x86 swtpm swtpm-tools iproute2 linux-image-cloud-amd64 spin gcc libc6-dev
+# What make e2e-libvirt adds: two real libvirtd.
+DEB_LIBVIRT := libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients ovmf tcpdump procps util-linux
 
 .PHONY: help
 help: ## List the targets
@@ -41,6 +43,11 @@ test: ## Unit and integration tests under the race detector; no root, no QEMU
 e2e: demo ## End-to-end suite: real QEMU and swtpm, fault injection; root
 	$(BUILD)/demo/bin/demo --faults --bin $(BUILD)/bin --demo-bin $(BUILD)/demo/bin --out $(BUILD)/demo
 	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/vm/... ./services/vtpm/...
+
+.PHONY: e2e-libvirt
+e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces of their own; root, half an hour
+	@./test/deps.sh $(DEB_PACKAGES) $(DEB_LIBVIRT)
+	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
 
 .PHONY: verify-model
 verify-model: ## Check the session's model and its mutants with Spin (minutes)
