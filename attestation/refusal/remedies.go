@@ -80,7 +80,7 @@ func Remedies(reason v1.Reason) string {
 	case v1.Reason_REASON_NO_RECEIPT:
 		return "list the receipts of this node; the peer has its own copy"
 	case v1.Reason_REASON_HELPER_NOT_ATTACHED:
-		return "see that the helper is installed on the VM's host, then hard-reboot the VM, so that its swtpm starts behind the helper"
+		return "run safeconduct helper status on the VM's host, then hard-reboot the VM, so that its swtpm starts behind the helper"
 	case v1.Reason_REASON_HELPER_CONFLICT:
 		return "find the process that is attached for the VM: safeconduct status on the host, then its log; the VM's own helper attaches as soon as it is gone"
 	case v1.Reason_REASON_UNSPECIFIED, v1.Reason_REASON_INTERNAL:

@@ -71,7 +71,7 @@ func explainData() []explanation {
 			[]string{"a VM that was started before the helper was installed", "the helper is not installed on this host, or libvirtd was not restarted since",
 				"the helper was killed: the VM keeps its vTPM, and cannot be migrated before its next hard reboot",
 				"the node service has just started: helpers attach again within seconds"},
-			[]string{"safeconduct status: the VMs with a helper", "libvirt's log of the VM's swtpm"}},
+			[]string{"safeconduct helper status", "safeconduct status: the VMs with a helper", "libvirt's log of the VM's swtpm"}},
 		{v1.Reason_REASON_HELPER_CONFLICT, "Another helper is attached for the VM",
 			[]string{"a swtpm of an earlier start of the VM that has not ended", "a process that speaks for a VM that is not its own"},
 			[]string{"safeconductd's log: the pid", "ps on the host: safeconduct-swtpm and swtpm of the VM"}},

@@ -122,7 +122,7 @@ func groups() []group {
 		{"judge", "Judge:", []func(*app) *cobra.Command{attestCommand, preflightCommand, quoteCommand, explainCommand}},
 		{"operate", "Operate a node:", []func(*app) *cobra.Command{statusCommand, reloadCommand, drainCommand}},
 		{"migrations", "Migrations:", []func(*app) *cobra.Command{migrationsCommand, secretsCommand, receiptCommand, imageCommand}},
-		{"prepare", "Prepare:", []func(*app) *cobra.Command{policyCommand, integrityCommand, enrollCommand, pccsCommand}},
+		{"prepare", "Prepare:", []func(*app) *cobra.Command{policyCommand, integrityCommand, enrollCommand, helperCommand, pccsCommand}},
 	}
 }
 

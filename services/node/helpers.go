@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -21,7 +22,11 @@ const maxHelpers = 4096
 type helpers struct {
 	mu       sync.Mutex
 	attached map[string]*attachment
+	arrival  chan struct{} // closed and replaced when a helper attaches
 }
+
+// arrivalPatience is how long Arm waits for a helper: after a restart of the node service they attach again within a second.
+const arrivalPatience = 2 * time.Second
 
 // attachment is one helper, for as long as its Attach stream lives. The fields belong to the calls of its connection, which take turns.
 type attachment struct {
@@ -49,6 +54,10 @@ func (h *helpers) attach(ctx context.Context, instance string) (detach func(), e
 	}
 	a := &attachment{connection: caller.Connection}
 	h.attached[instance] = a
+	if h.arrival != nil {
+		close(h.arrival)
+		h.arrival = nil
+	}
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -76,11 +85,27 @@ func errNoHelper(instance string) *refusal.Refusal {
 		On(instance)
 }
 
-// has says whether the VM has a helper.
-func (h *helpers) has(instance string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.attached[instance] != nil
+// await waits, for a moment, until the VM has a helper.
+func (h *helpers) await(ctx context.Context, instance string) error {
+	ctx, cancel := context.WithTimeout(ctx, arrivalPatience)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		if h.attached[instance] != nil {
+			h.mu.Unlock()
+			return nil
+		}
+		if h.arrival == nil {
+			h.arrival = make(chan struct{})
+		}
+		arrival := h.arrival
+		h.mu.Unlock()
+		select {
+		case <-arrival:
+		case <-ctx.Done():
+			return errNoHelper(instance)
+		}
+	}
 }
 
 // instances are the VMs that have a helper, sorted.

@@ -33,8 +33,13 @@ func TestAVMWhoseSwtpmHasNoHelperIsNotArmed(t *testing.T) {
 	}
 	_, err := r.src.arm("m1")
 	want(t, "Arm without a helper", err, v1.Reason_REASON_HELPER_NOT_ATTACHED)
-	r.src.attach(t, vmID) // the VM was rebooted behind the helper: the session is still there
-	if _, err := r.src.arm("m1"); err != nil {
+	armed := make(chan error, 1)
+	go func() {
+		_, err := r.src.arm("m1")
+		armed <- err
+	}()
+	r.src.attach(t, vmID) // the node service has just started, and the helper comes back: the session is still there
+	if err := <-armed; err != nil {
 		t.Error(err)
 	}
 }

@@ -128,8 +128,10 @@ func (m *migrationServer) Arm(ctx context.Context, req *v1.ArmRequest) (*v1.ArmR
 	if err != nil {
 		return nil, err
 	}
-	if !req.GetWithoutVtpm() && !m.helpers.has(req.GetInstanceId()) {
-		return nil, errNoHelper(req.GetInstanceId())
+	if !req.GetWithoutVtpm() {
+		if err := m.helpers.await(ctx, req.GetInstanceId()); err != nil {
+			return nil, err
+		}
 	}
 	if s.Record().State == session.Appraised {
 		if err := m.arm(ctx, s, req.GetMigrationId()); err != nil {

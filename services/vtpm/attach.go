@@ -14,7 +14,7 @@ import (
 // Pauses between two attempts to attach.
 const (
 	firstPause = 100 * time.Millisecond
-	lastPause  = 5 * time.Second
+	lastPause  = time.Second
 )
 
 // Keep keeps this process attached as the helper of the VM's vTPM until ctx ends: without a helper the node refuses to arm a migration. A node

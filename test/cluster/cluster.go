@@ -62,6 +62,8 @@ type Host struct {
 	Socket, Reach string
 	// Enter turns a command into one that runs on the host, in its namespaces; nil: here.
 	Enter func(args []string) []string
+	// EnterForks: the command that Enter makes is the parent of the one it runs.
+	EnterForks bool
 	// SWTPM is the swtpm that is measured; empty means a copy in Dir. QEMU likewise; empty: the one in PATH.
 	SWTPM, QEMU string
 	// Helper is the helper that is measured; empty means the one in Bin.
@@ -329,6 +331,7 @@ func (c *Cluster) StartNode(ctx context.Context, h *Host, binary string) error {
 	if h.Daemon, err = Start(log, nil, args[0], args[1:]...); err != nil {
 		return err
 	}
+	h.Daemon.forks = h.Enter != nil && h.EnterForks
 	c.processes = append(c.processes, h.Daemon)
 	if h.Conn, err = grpc.NewClient("unix://"+h.Reach, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -14,6 +16,8 @@ import (
 type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
+	// forks: the process is the parent of what it runs, as nsenter is when it enters a PID namespace; signals are for the child.
+	forks bool
 }
 
 // Start runs a program whose output goes to logFile. env is added to the present environment.
@@ -45,7 +49,7 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Stop ends the process with SIGTERM, or with SIGKILL if that takes longer than 5 s, and waits for its end. It may be called twice.
 func (p *Process) Stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
 	case <-time.After(5 * time.Second):
@@ -55,8 +59,31 @@ func (p *Process) Stop() {
 
 // Kill ends the process at once and waits for its end.
 func (p *Process) Kill() {
-	_ = p.cmd.Process.Kill()
+	p.Signal(syscall.SIGKILL)
 	<-p.done
+}
+
+// Signal sends a signal, if the process is there.
+func (p *Process) Signal(sig syscall.Signal) {
+	if p.forks {
+		if child, err := p.Child(); err == nil {
+			_ = syscall.Kill(child, sig) // it may have ended meanwhile
+			if sig != syscall.SIGCONT && sig != syscall.SIGKILL {
+				return
+			}
+			// nsenter stops when its child is stopped, and would not notice its end.
+		}
+	}
+	_ = p.cmd.Process.Signal(sig)
+}
+
+// Child is the pid of the process's only child.
+func (p *Process) Child() (int, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.PID(), p.PID()))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(raw)))
 }
 
 // Until polls for a condition of another process, for half a minute.

@@ -220,7 +220,7 @@ func (r *Rig) host(ctx context.Context, i int) error {
 	h.Host = &cluster.Host{
 		Name: name, Peer: h.IP + ":7443", Socket: "/run/safeconduct/node.sock", SWTPM: cluster.RealSWTPM,
 		LocalConfig: "  socket_mode: \"0666\"\n  callers:\n    CryptoService: [" + tss.Uid + "]\n", Config: r.options.NodeConfig,
-		Enter: h.Enter,
+		Enter: h.Enter, EnterForks: true,
 	}
 	r.Cluster.Hosts = append(r.Cluster.Hosts, h.Host)
 	if err := r.writeConfig(h); err != nil {
@@ -232,7 +232,7 @@ func (r *Rig) host(ctx context.Context, i int) error {
 		return err
 	}
 	r.closers = append(r.closers, h.unshare.Kill)
-	if err := cluster.Until(ctx, name+"'s first process", func() error { h.init, err = childOf(h.unshare.PID()); return err }); err != nil {
+	if err := cluster.Until(ctx, name+"'s first process", func() error { h.init, err = h.unshare.Child(); return err }); err != nil {
 		return err
 	}
 	h.Reach = h.path("/run/safeconduct/node.sock")
@@ -269,15 +269,6 @@ func (r *Rig) writeConfig(h *Host) error {
 		}
 	}
 	return nil
-}
-
-// childOf returns the only child of a process.
-func childOf(pid int) (int, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return 0, err
-	}
-	return strconv.Atoi(strings.TrimSpace(string(raw)))
 }
 
 // path is where a path of the host's is found from outside.

@@ -88,7 +88,7 @@ func openLog(path string, level slog.Leveler) (*logFile, error) {
 	file := os.Stderr
 	if path != "" && path != "-" {
 		var err error
-		file, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		file, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600) //nolint:gosec // libvirt names it
 		if err != nil {
 			return nil, fmt.Errorf("--log: %w", err)
 		}
