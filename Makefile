@@ -12,7 +12,7 @@ LINT        := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 BENCHSTAT   := $(GO) tool -modfile=tools/go.mod benchstat
 
 # What the demo and the end-to-end suite run: real QEMU, swtpm and a Debian kernel for the guest.
-DEB_PACKAGES := qemu-system-x86 swtpm swtpm-tools iproute2 linux-image-cloud-amd64 spin gcc libc6-dev
+DEB_PACKAGES := qemu-system-x86 swtpm swtpm-tools iproute2 linux-image-cloud-amd64 spin gcc libc6-dev prometheus
 # What make e2e-libvirt adds: two real libvirtd.
 DEB_LIBVIRT := libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients ovmf tcpdump procps util-linux
 
@@ -52,6 +52,11 @@ e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces
 .PHONY: verify-model
 verify-model: ## Check the session's model and its mutants with Spin (minutes)
 	@./test/model/run.sh
+
+.PHONY: test-metrics
+test-metrics: ## promtool: metrics, alert rules and their tests; catalogue, docs/metrics.md and dashboard agree
+	@command -v promtool >/dev/null || { echo 'promtool is missing: make deps'; exit 1; }
+	$(GO) test -count=1 ./services/node/metrics ./deploy/monitoring
 
 .PHONY: wycheproof
 wycheproof: ## Every primitive in use against the Wycheproof vectors

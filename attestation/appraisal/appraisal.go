@@ -95,7 +95,7 @@ func measurement(c *Claims, p *policy.Policy, now time.Time) *refusal.Refusal {
 			continue
 		}
 		matched = true
-		if !e.NotBefore.IsZero() && now.Before(e.NotBefore) || !e.NotAfter.IsZero() && !now.Before(e.NotAfter) {
+		if !e.InForce(now) {
 			closed = fmt.Sprintf("rule %q is in force from %s to %s", e.Name, stamp(e.NotBefore), stamp(e.NotAfter))
 			continue
 		}
@@ -115,6 +115,23 @@ func measurement(c *Claims, p *policy.Policy, now time.Time) *refusal.Refusal {
 	}
 	return refusal.New(v1.Reason_REASON_MEASUREMENT_NOT_ALLOWED, "no rule of the policy accepts this enclave's measurement").On("mrenclave").
 		Want(found, expectedEnclaves(p))
+}
+
+// AcceptedUntil is when the last rule that accepts this enclave's measurement now ends: the zero time if one never does. It is false if no rule does.
+func AcceptedUntil(c *Claims, p *policy.Policy, now time.Time) (until time.Time, accepted bool) {
+	for _, e := range p.Enclaves {
+		if !matches(c, &e) || !e.InForce(now) || c.Debug && !e.Debug {
+			continue
+		}
+		if e.NotAfter.IsZero() {
+			return time.Time{}, true
+		}
+		if e.NotAfter.After(until) {
+			until = e.NotAfter
+		}
+		accepted = true
+	}
+	return until, accepted
 }
 
 func matches(c *Claims, e *policy.Enclave) bool {

@@ -1,8 +1,11 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -34,12 +37,12 @@ func (a *adminServer) GetStatus(ctx context.Context, _ *v1.GetStatusRequest) (*v
 		PolicySvn: j.policy.SVN, PolicyDigest: j.policy.Digest[:], PolicySigners: j.policy.SignedBy, Draining: a.draining.Load(), OpenSessions: a.open(),
 		AttachedInstances: a.helpers.instances(),
 	}
-	attested, err := a.selfCheck(ctx)
+	self := a.selfCheck(ctx)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	out.Attested, out.AcceptedByOwnPolicy, out.OwnRefusal = attested, err == nil, refusal.From(err).Proto()
-	out.CollateralExpiresAt = attested.GetExpiresAt()
+	out.Attested, out.AcceptedByOwnPolicy, out.OwnRefusal = self.attested, self.refusal == nil, self.refusal.Proto()
+	out.CollateralExpiresAt = self.attested.GetExpiresAt()
 	return out, nil
 }
 
@@ -49,9 +52,15 @@ func (n *node) open() uint32 {
 
 // Reload implements AdminService.
 func (a *adminServer) Reload(ctx context.Context, _ *v1.ReloadRequest) (*v1.ReloadResponse, error) {
+	out, err := a.reload(ctx)
+	a.metrics.Reloaded(err)
+	return out, err
+}
+
+func (a *adminServer) reload(ctx context.Context) (*v1.ReloadResponse, error) {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	before := a.judge()
+	before, open := a.judge(), a.table.List(func(r session.Record) bool { return !r.State.Ended() })
 	after, err := a.newJudge(ctx)
 	if r, ok := errors.AsType[*refusal.Refusal](err); ok {
 		return nil, r
@@ -69,10 +78,19 @@ func (a *adminServer) Reload(ctx context.Context, _ *v1.ReloadRequest) (*v1.Relo
 	}
 	a.inForce.Store(after)
 	a.log.Info("reloaded", "policy_svn", after.policy.SVN, "policy_changed", out.GetPolicyChanged(), "collateral_changed", out.GetCollateralChanged())
+	fallen := map[session.AttemptID]session.Record{}
 	for _, rec := range a.sweep(ctx, out.GetPolicyChanged()) {
-		out.Aborted = append(out.Aborted, a.view(rec))
+		fallen[rec.Attempt] = rec
 	}
-	a.recheck()
+	for _, rec := range open { // the loop that follows collateral may have judged a session before sweep did
+		if s := a.table.ByAttempt(rec.Attempt); s != nil && s.Record().State == session.Aborted {
+			fallen[rec.Attempt] = s.Record()
+		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(fallen), func(a, b session.AttemptID) int { return bytes.Compare(a[:], b[:]) }) {
+		out.Aborted = append(out.Aborted, a.view(fallen[id]))
+	}
+	a.health.soon()
 	return out, nil
 }
 
@@ -88,6 +106,7 @@ func (a *adminServer) Drain(req *v1.DrainRequest, stream grpc.ServerStreamingSer
 	if !a.draining.CompareAndSwap(false, true) {
 		return refusal.New(v1.Reason_REASON_DRAINING, "this node is draining already")
 	}
+	a.health.change(func() { a.health.draining = true })
 	a.log.Warn("draining: no new sessions", "open_sessions", a.open(), "deadline", deadline)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(stream.Context()), deadline)
 	defer cancel()

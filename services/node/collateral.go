@@ -33,7 +33,7 @@ func (d dirSource) Fetch(_ context.Context, key collateral.Key) (*collateral.Col
 }
 
 // newCache opens the cache of collateral with the source that the configuration names.
-func newCache(cfg *config.Config, root RootOfTrust, log *slog.Logger, now func() time.Time) (*collateral.Cache[*dcap.CheckedCollateral], error) {
+func newCache(cfg *config.Config, root RootOfTrust, log *slog.Logger, now func() time.Time, observer collateral.Observer) (*collateral.Cache[*dcap.CheckedCollateral], error) {
 	source, err := newSource(cfg.Collateral)
 	if err != nil {
 		return nil, err
@@ -46,6 +46,7 @@ func newCache(cfg *config.Config, root RootOfTrust, log *slog.Logger, now func()
 	}
 	c, err := collateral.NewCache(collateral.Config[*dcap.CheckedCollateral]{
 		Dir: filepath.Join(cfg.StateDir, "collateral"), Source: source, Check: check.Check, Now: now, Log: log, MaxAge: cfg.Collateral.MaxAge.Or(0),
+		Observer: observer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("collateral: %w", err)
@@ -108,7 +109,7 @@ func (n *node) rejudgeLoop(ctx context.Context) {
 			return
 		case <-n.rejudge:
 			n.sweep(ctx, false)
-			n.recheck()
+			n.health.soon()
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/crypto/keyschedule"
 	"github.com/safeconduct/safeconduct/crypto/statestream"
+	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
 )
 
@@ -143,6 +144,7 @@ func (c *cryptoServer) crossIn(s *session.Session, header *v1.StateHeader, strea
 	head := statestream.Header{Kind: statestream.KindState, Session: hs.ID, Type: byte(kind), Direction: statestream.SourceToDestination}
 	out, err := transform(key, head, in)
 	defer clear(out)
+	c.metrics.Phase(blobPhase(s.Record().Role), c.now().Sub(begun), err)
 	if err != nil {
 		return err
 	}
@@ -153,10 +155,17 @@ func (c *cryptoServer) crossIn(s *session.Session, header *v1.StateHeader, strea
 	if err := s.EndBlob(report); err != nil {
 		return err
 	}
-	c.metrics.blob(s.Record().Role, report)
+	c.metrics.Crossed(s.Record().Role, metrics.KindState, report.GetPlaintextBytes())
 	c.log.Info("blob crossed", "session", s.Record().ID.String(), "blob", session.BlobName(kind),
 		"plaintext_bytes", report.GetPlaintextBytes(), "ciphertext_bytes", report.GetCiphertextBytes())
 	return stream.writeAll(out)
+}
+
+func blobPhase(role v1.Role) metrics.Phase {
+	if role == v1.Role_ROLE_DESTINATION {
+		return metrics.PhaseUnprotect
+	}
+	return metrics.PhaseProtect
 }
 
 // readAll reads the blob, which begins with first, to the caller's half-close.

@@ -9,6 +9,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/crypto/keyschedule"
 	"github.com/safeconduct/safeconduct/crypto/statestream"
+	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
 )
 
@@ -69,6 +70,7 @@ func (c *cryptoServer) part(role v1.Role, stream *imageStream, transform transfo
 		c.log.Warn("a part of an image did not cross", "session", s.Record().ID.String(), "image", part.Name, "offset", part.Offset, "why", err)
 		return err
 	}
+	c.metrics.Crossed(role, metrics.KindImage, length)
 	c.log.Info("part of an image crossed", "session", s.Record().ID.String(), "image", part.Name, "offset", part.Offset, "bytes", length, "last", part.Last)
 	if err := stream.send(nil, true); err != nil {
 		return refusal.New(v1.Reason_REASON_ABORTED, "the helper broke off: %w", err)

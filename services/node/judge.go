@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/appraisal"
+	"github.com/safeconduct/safeconduct/attestation/dcap"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
@@ -181,6 +182,9 @@ func (n *node) ownPlatform(ctx context.Context) ([32]byte, error) {
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("this node cannot verify its own quote: %w", err)
 	}
+	if n.ownKind, err = dcap.PlatformOf(quote); err != nil {
+		return [32]byte{}, fmt.Errorf("this enclave's own quote: %w", err)
+	}
 	key, err := n.logs.tpmKey(ctx)
 	if err != nil {
 		return [32]byte{}, err
@@ -189,16 +193,35 @@ func (n *node) ownPlatform(ctx context.Context) ([32]byte, error) {
 }
 
 // selfCheck attests this node to itself as a peer would: quote, policy, enrolment, log. A node that fails it would be refused.
-func (n *node) selfCheck(ctx context.Context) (*v1.Attested, error) {
+func (n *node) selfCheck(ctx context.Context) *standingOfSelf {
+	self, err := n.attestSelf(ctx)
+	if errors.Is(err, context.Canceled) {
+		self.refusal = refusal.From(err)
+		return self
+	}
+	n.metrics.SelfCheck(err)
+	if err != nil {
+		r := refusal.From(err)
+		self.refusal = r
+		n.log.Warn("this node would be refused by its own policy", "reason", refusal.Name(r.Reason), "why", r.Message,
+			"item", r.Item, "found", r.Found, "expected", r.Expected, "do", r.RemedyText())
+	}
+	return self
+}
+
+// attestSelf returns what is known of this node, and what it would be refused for.
+func (n *node) attestSelf(ctx context.Context) (*standingOfSelf, error) {
+	self := new(standingOfSelf)
 	ctx, cancel := context.WithTimeout(ctx, n.handshakeTimeout)
 	defer cancel()
 	data := evidenceReportData([]byte("self-check"))
 	quote, err := n.enclave.Quote(ctx, data)
 	if err != nil {
-		return nil, err
+		return self, refusal.New(v1.Reason_REASON_QUOTE_FAILED, "this enclave could not make its quote: %w", err)
 	}
 	platform, j := n.base.PlatformID, n.judge()
-	attested := j.appraise(ctx, quote, &data, n.host).Attested
+	known := j.appraise(ctx, quote, &data, n.host)
+	self.claims, self.attested = known.Claims, known.Attested
 	peer, err := j.AppraiseEvidence(ctx, quote, data, n.host, platform)
 	if err == nil {
 		var log *handshake.Log
@@ -208,10 +231,5 @@ func (n *node) selfCheck(ctx context.Context) (*v1.Attested, error) {
 			})
 		}
 	}
-	if err != nil && !errors.Is(err, context.Canceled) {
-		r := refusal.From(err)
-		n.log.Warn("this node would be refused by its own policy", "reason", refusal.Name(r.Reason), "why", r.Message,
-			"item", r.Item, "found", r.Found, "expected", r.Expected, "do", r.RemedyText())
-	}
-	return attested, err
+	return self, err
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/receipt"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
 )
 
@@ -134,7 +135,8 @@ func (m *migrationServer) Arm(ctx context.Context, req *v1.ArmRequest) (*v1.ArmR
 		}
 	}
 	if s.Record().State == session.Appraised {
-		if err := m.arm(ctx, s, req.GetMigrationId()); err != nil {
+		err := m.phase(ctx, metrics.PhaseArm, func(ctx context.Context) error { return m.arm(ctx, s, req.GetMigrationId()) })
+		if err != nil {
 			m.abort(ctx, s, refusal.From(err))
 			return nil, err
 		}
@@ -212,23 +214,32 @@ func (m *migrationServer) Commit(ctx context.Context, req *v1.CommitRequest) (*v
 	}
 	hs.DestroyTransferKeys()
 	if rec.Role == v1.Role_ROLE_SOURCE {
-		ctx, cancel := context.WithTimeout(ctx, concludeTimeout)
-		defer cancel()
-		record := m.commitRecord(hs, s.Record())
-		if err := m.conclude(ctx, hs, &v1.ConcludePayload{Committed: true}, record); err != nil {
+		err := m.phase(ctx, metrics.PhaseCommit, func(ctx context.Context) error { return m.commit(ctx, s, hs) })
+		if err != nil {
 			return nil, err
 		}
-		t := hs.Transcript()
-		hs.concluded.Store(true)
-		if err := s.Commit(); err != nil {
-			return nil, err
-		}
-		if record != nil {
-			m.keep(hs, t, record)
-		}
-		m.forgetMoved(context.WithoutCancel(ctx), rec.Instance)
 	}
 	return &v1.CommitResponse{Session: m.view(s.Record())}, nil
+}
+
+// commit has the source's session end well at both ends.
+func (m *migrationServer) commit(ctx context.Context, s *session.Session, hs *live) error {
+	ctx, cancel := context.WithTimeout(ctx, concludeTimeout)
+	defer cancel()
+	record := m.commitRecord(hs, s.Record())
+	if err := m.conclude(ctx, hs, &v1.ConcludePayload{Committed: true}, record); err != nil {
+		return err
+	}
+	t := hs.Transcript()
+	hs.concluded.Store(true)
+	if err := s.Commit(); err != nil {
+		return err
+	}
+	if record != nil {
+		m.keep(hs, t, record)
+	}
+	m.forgetMoved(context.WithoutCancel(ctx), s.Record().Instance)
+	return nil
 }
 
 // commitRecord is the record of a commit: a commit that is tried again is told in the same bytes, which the peer answers once. A record that cannot be made
@@ -237,6 +248,7 @@ func (m *migrationServer) commitRecord(hs *live, rec session.Record) *signed {
 	if hs.commit.Load() == nil {
 		made, err := m.record(hs, rec, receipt.Outcome{Result: receipt.Committed})
 		if err != nil {
+			m.metrics.NoReceipt()
 			m.log.Error("the migration is committed without a receipt", "session", rec.ID.String(), "why", err)
 			made = new(signed)
 		}

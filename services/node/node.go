@@ -20,6 +20,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/receipt"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/node/escrow"
+	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
 	"github.com/safeconduct/safeconduct/tee"
 )
@@ -64,13 +65,16 @@ type node struct {
 	stop      context.CancelFunc
 	// stopping is closed when the service begins to stop; set before the first call is served.
 	stopping <-chan struct{}
-	recheck  func()
 
 	handshakeTimeout time.Duration
 	armMaxAge        time.Duration
 	handshakes       *semaphore.Weighted
 	blobs            *semaphore.Weighted
-	metrics          *metrics
+	metrics          *metrics.Recorder
+	health           *healthState
+	// ownKind is this node's own kind of platform, certificates when those of the peer port expire.
+	ownKind      collateral.Key
+	certificates map[string]time.Time
 
 	// background owns goroutines that outlive the call that started them; Run waits for it.
 	background sync.WaitGroup
@@ -92,7 +96,7 @@ func (n *node) events(s *session.Session, progress func(*v1.StepReport)) handsha
 		Attested: func(id [16]byte) error { return s.Attested(session.ID(id)) },
 		Step: func(step *v1.StepReport) {
 			s.Step(step)
-			n.metrics.step(step)
+			n.metrics.Step(step)
 			n.logStep(s, step)
 			if progress != nil {
 				progress(step)
@@ -118,7 +122,9 @@ func (n *node) logStep(s *session.Session, step *v1.StepReport) {
 
 // changed is told of every transition, under the table's lock.
 func (n *node) changed(c session.Change) {
-	n.metrics.transition(c)
+	if c.Session.State.Ended() {
+		n.metrics.Ended(c.Session.State)
+	}
 	attrs := []any{
 		"session", c.Session.ID.String(), "instance", c.Session.Instance, "from", c.Previous.String(), "to", c.Session.State.String(),
 		"migration", c.Session.MigrationID,
@@ -143,7 +149,8 @@ func (n *node) establish(ctx context.Context, who session.Identity, progress fun
 	ctx, cancel := context.WithTimeoutCause(ctx, n.handshakeTimeout, errHandshakeTime(n.handshakeTimeout))
 	defer cancel()
 	defer context.AfterFunc(s.Context(), cancel)()
-	if err := n.dial(ctx, client, s, progress); err != nil {
+	err = n.phase(ctx, metrics.PhaseEstablish, func(ctx context.Context) error { return n.dial(ctx, client, s, progress) })
+	if err != nil {
 		why := n.explain(ctx, err)
 		n.abort(ctx, s, why)
 		return nil, why
@@ -269,6 +276,7 @@ func (n *node) expireLoop(ctx context.Context) {
 			return
 		case <-tick.C:
 			n.table.Expire()
+			n.health.change(func() { n.health.beat = n.health.uptime() })
 		}
 	}
 }

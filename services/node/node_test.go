@@ -138,10 +138,11 @@ func TestAPeerThatThePolicyDoesNotAcceptIsRefused(t *testing.T) {
 			_, err := r.src.establish(t.Context(), "compute2", v1.Role_ROLE_SOURCE)
 			want(t, name, err, tc.reason)
 			if tc.atOther {
-				all, err := r.dst.migration().List(t.Context(), &v1.ListRequest{IncludeEnded: true})
-				if err != nil || len(all.GetSessions()) != 1 || all.GetSessions()[0].GetRefusal().GetReason() <= v1.Reason_REASON_PEER_REFUSED {
-					t.Errorf("the destination's record does not say why: %v, %v", all, err)
-				}
+				// The destination tells its peer first and then ends the session.
+				eventually(t, "the destination's record says why", func() bool {
+					all, err := r.dst.migration().List(t.Context(), &v1.ListRequest{IncludeEnded: true})
+					return err == nil && len(all.GetSessions()) == 1 && all.GetSessions()[0].GetRefusal().GetReason() > v1.Reason_REASON_PEER_REFUSED
+				})
 			}
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
 	"github.com/safeconduct/safeconduct/services/rpcerror"
 )
@@ -120,7 +121,6 @@ func (p *peerServer) admit(o *handshake.Opening) error {
 func (p *peerServer) refuse(stream *acceptStream, err error) error {
 	r := refusal.From(err)
 	p.log.Warn("handshake not admitted", "reason", refusal.Name(r.Reason), "why", r.Message, "found", r.Found, "expected", r.Expected)
-	p.metrics.refused(r.Reason)
 	_ = stream.Send(&v1.Frame{Body: &v1.Frame_Refused{Refused: refusal.Blunt(err)}}) // the peer may be gone
 	return err
 }
@@ -234,7 +234,8 @@ func (p *peerServer) armHere(ctx context.Context, s *session.Session, hs *live, 
 // (without an answer) is anybody's, who has seen the session's public id: it ends nothing.
 func (p *peerServer) ended(s *session.Session, answer *v1.SealedMessage, err error) {
 	if answer != nil && err != nil && !errors.Is(err, context.Canceled) {
-		_ = s.Abort(refusal.From(err)) // a session that ended before stays as it ended
+		p.metrics.Refused(metrics.Peer, refusal.From(err).Reason) // the call itself is answered, so that nobody else counts it
+		_ = s.Abort(refusal.From(err))                            // a session that ended before stays as it ended
 	}
 }
 
@@ -272,7 +273,7 @@ func (p *peerServer) Conclude(ctx context.Context, req *v1.ConcludeRequest) (*v1
 			if err := s.BeginCommit(); err != nil {
 				return nil, err
 			}
-			if err := p.promote(ctx, hs); err != nil {
+			if err := p.phase(ctx, metrics.PhaseCommit, func(ctx context.Context) error { return p.promote(ctx, hs) }); err != nil {
 				return nil, err
 			}
 			hs.concluded.Store(true)

@@ -28,10 +28,20 @@ type RootOfTrust struct {
 type quoteVerifier struct {
 	mode  v1.Mode
 	cache *collateral.Cache[*dcap.CheckedCollateral]
+	// clock times each verification for record.
+	clock  func() time.Time
+	record func(time.Duration, error)
 }
 
 // verify says what an authentic quote claims. Its errors are refusals.
 func (q *quoteVerifier) verify(ctx context.Context, raw []byte, now time.Time) (*appraisal.Claims, *v1.Attested, error) {
+	begun := q.clock()
+	claims, attested, err := q.judge(ctx, raw, now)
+	q.record(q.clock().Sub(begun), err)
+	return claims, attested, err
+}
+
+func (q *quoteVerifier) judge(ctx context.Context, raw []byte, now time.Time) (*appraisal.Claims, *v1.Attested, error) {
 	key, err := dcap.PlatformOf(raw)
 	if err != nil {
 		return nil, nil, quoteRefusal(err)

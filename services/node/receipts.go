@@ -149,10 +149,12 @@ func (n *node) keep(l *live, t handshake.Transcript, s *signed) {
 	})
 	id := receipt.ID(s.record)
 	if err != nil {
+		n.metrics.NoReceipt()
 		n.log.Error("a receipt could not be stored", "session", session.ID(l.ID).String(), "receipt", session.ID(id[:16]).String(), "why", err,
 			"do", "look at the state directory's disk; the peer may have its copy")
 		return
 	}
+	n.metrics.Receipt(s.source != nil && s.destination != nil)
 	n.log.Info("receipt stored", "session", session.ID(l.ID).String(), "number", link.Number, "both_signed", s.source != nil && s.destination != nil)
 }
 
@@ -167,6 +169,7 @@ func (l *live) End(rec session.Record) {
 		}
 		s, err := l.node.record(l, rec, receipt.Outcome{Result: receipt.Aborted, Reason: reason})
 		if err != nil {
+			l.node.metrics.NoReceipt()
 			l.node.log.Error("a session ended without a record", "session", rec.ID.String(), "why", err)
 		} else {
 			t := l.Transcript()

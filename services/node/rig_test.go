@@ -326,6 +326,21 @@ func collect(recv func() ([]byte, bool, error)) ([]byte, error) {
 	}
 }
 
+// eventually waits for a condition that another goroutine brings about.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatalf("in vain waited for: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
 func random(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b)

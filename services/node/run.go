@@ -30,6 +30,7 @@ import (
 	"github.com/safeconduct/safeconduct/services/node/config"
 	"github.com/safeconduct/safeconduct/services/node/escrow"
 	"github.com/safeconduct/safeconduct/services/node/local"
+	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
 	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/services/version"
@@ -44,6 +45,9 @@ const stopGrace = 300 * time.Millisecond
 
 // selfCheckPeriod is how often the node attests itself to itself: quote daemons die silently.
 const selfCheckPeriod = time.Minute
+
+// selfCheckStale is how long the last check that ended well counts: three turns, and the time that the last may take.
+const selfCheckStale = 3*selfCheckPeriod + 30*time.Second
 
 // Run is the node service: it composes everything from a validated configuration, serves until ctx ends, and stops in order. The enclave
 // decides the mode; a configuration for another is refused.
@@ -79,27 +83,34 @@ func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 // compose builds the node and proves that it can do its work: read its policy, measure its host, attest itself.
 func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, ledger session.Ledger, log *slog.Logger, now func() time.Time) (*node, error) {
 	n := &node{
-		host: cfg.Host, log: log, now: now, started: now(), mode: modeOf(cfg.Mode), enclave: enclave,
+		host: cfg.Host, log: log, now: now, started: now(), mode: modeOf(cfg.Mode),
 		handshakeTimeout: cfg.Peer.HandshakeTimeout.Or(defaultHandshakeTimeout),
 		armMaxAge:        cfg.Sessions.ArmMaxAge.Or(defaultArmMaxAge),
 		handshakes:       semaphore.NewWeighted(int64(cfg.Peer.MaxHandshakes)),
 		blobs:            semaphore.NewWeighted(maxBlobsAtOnce),
 		rejudge:          make(chan struct{}, 1),
-		metrics:          newMetrics(string(cfg.Mode), version.Version),
+		metrics:          metrics.New(string(cfg.Mode), version.Version),
 	}
-	store, err := sealed.NewStore(filepath.Join(cfg.StateDir, "sealed"), tee.SealKeys{Enclave: enclave})
+	born := time.Now()
+	n.health = newHealth(func() time.Duration { return time.Since(born) }, selfCheckStale)
+	n.enclave = quoting{Enclave: enclave, now: now, record: n.metrics.Quote}
+	inner, err := sealed.NewStore(filepath.Join(cfg.StateDir, "sealed"), tee.SealKeys{Enclave: enclave})
 	if err != nil {
 		return nil, err
 	}
+	store := countingStore{Sealed: inner, failed: n.metrics.SealedFailed}
 	n.escrow = escrow.Open(store, n.now)
 	if n.receipts, err = receipt.OpenChain(ctx, filepath.Join(cfg.StateDir, "receipts"), store, receipt.Options{Host: cfg.Host, Now: n.now}); err != nil {
 		return nil, err
 	}
-	if n.collateral, err = newCache(cfg, root, log, n.now); err != nil {
+	if n.collateral, err = newCache(cfg, root, log, n.now, n.metrics); err != nil {
 		return nil, err
 	}
 	n.collateral.OnChange(n.collateralChanged)
-	quotes := &quoteVerifier{mode: root.Mode, cache: n.collateral}
+	quotes := &quoteVerifier{
+		mode: root.Mode, cache: n.collateral, clock: n.now,
+		record: func(took time.Duration, err error) { n.metrics.Phase(metrics.PhaseVerify, took, err) },
+	}
 	n.newJudge = func(ctx context.Context) (*judge, error) { return readJudge(ctx, cfg, root, store, quotes, n.now) }
 	j, err := n.newJudge(ctx)
 	if err != nil {
@@ -118,13 +129,17 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 		return nil, err
 	}
 	n.peerCreds = serverCreds
+	if n.certificates, err = certificatesOf(cfg.Peer.TLS); err != nil {
+		return nil, err
+	}
 	n.peers = newPeers(cfg.Peers, cfg.Peer.HandshakesPerSecond, clientCreds)
 	n.table = session.NewTable(session.Limits{
 		Open: cfg.Sessions.MaxOpen, UnarmedTTL: cfg.Sessions.UnarmedTTL.Or(0), ArmedTTL: cfg.Sessions.ArmedTTL.Or(0),
 	}, ledger, n.now, n.changed)
 	n.base = handshake.Node{
-		Host: n.host, Mode: n.mode, PlatformID: platform, Attester: enclave, Logs: n.logs, Now: n.now, Rand: rand.Reader,
+		Host: n.host, Mode: n.mode, PlatformID: platform, Attester: n.enclave, Logs: n.logs, Now: n.now, Rand: rand.Reader,
 	}
+	n.metrics.Watch(n.observe)
 	return n, nil
 }
 
@@ -141,13 +156,11 @@ func modeOf(m tee.Mode) v1.Mode {
 
 // serve runs every listener until ctx ends or one fails.
 func (n *node) serve(ctx context.Context, cfg *config.Config) error {
-	ready := newReadiness()
-	n.recheck = ready.soon
-	localServer, err := n.localServer(cfg.Local, ready)
+	localServer, err := n.localServer(cfg.Local)
 	if err != nil {
 		return err
 	}
-	peerServer := n.peerServer(ready)
+	peerServer := n.peerServer()
 	localListener, err := listenUnix(ctx, "local.socket", cfg.Local.Socket, cfg.Local.SocketMode.Or(0o660))
 	if err != nil {
 		return err
@@ -170,7 +183,7 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 			return errors.Join(err, group.Wait())
 		}
 		httpServer := &http.Server{
-			Handler: n.handler(ready), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+			Handler: n.handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 			WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		}
 		group.Go(func() error { return ignoreClosed(httpServer.Serve(httpListener)) })
@@ -179,10 +192,10 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 	group.Go(func() error { n.expireLoop(ctx); return nil })
 	group.Go(func() error { return ignoreEnd(ctx, n.collateral.Run(ctx)) })
 	group.Go(func() error { n.rejudgeLoop(ctx); return nil })
-	group.Go(func() error { ready.watch(ctx, selfCheckPeriod, n.selfCheck); return nil })
+	group.Go(func() error { n.health.watch(ctx, selfCheckPeriod, n.selfCheck); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
-		ready.set("stopping")
+		n.health.change(func() { n.health.stopping = true })
 		// Keys first: whatever still runs then fails, and the VM is safe on the source.
 		n.table.AbortAll(session.Restart, refusal.New(v1.Reason_REASON_RESTARTED, "the node service stops"), func(session.Record) bool { return false })
 		stopSoon(peerServer)
@@ -191,6 +204,7 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 	})
 	n.log.Info("listening", "local", cfg.Local.Socket, "peer", peerListener.Addr().String(), "http", cfg.HTTP.Listen, "version", version.Version,
 		"platform_id", fmt.Sprintf("%x", n.base.PlatformID), "policy_svn", n.judge().policy.SVN)
+	n.health.change(func() { n.health.started = true })
 	return group.Wait()
 }
 
@@ -264,11 +278,11 @@ func serverLimits(maxMessage int, streams uint32) []grpc.ServerOption {
 	}
 }
 
-func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, error) {
+func (n *node) localServer(cfg config.Local) (*grpc.Server, error) {
 	list := new(local.AllowList)
 	check := func(ctx context.Context, method string) error { return list.Check(ctx, method) }
 	options := append(serverLimits(maxLocalMessage, 256), grpc.Creds(local.Credentials{}))
-	s := grpc.NewServer(append(options, interceptors(rpcerror.Status, n.metrics.call, check)...)...)
+	s := grpc.NewServer(append(options, interceptors(rpcerror.Status, n.called(metrics.Local), check)...)...)
 	v1.RegisterMigrationServiceServer(s, &migrationServer{node: n})
 	v1.RegisterCryptoServiceServer(s, &cryptoServer{node: n})
 	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
@@ -276,7 +290,7 @@ func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, er
 	v1.RegisterSecretServiceServer(s, &secretServer{node: n})
 	v1.RegisterReceiptServiceServer(s, &receiptServer{node: n})
 	v1.RegisterAdminServiceServer(s, &adminServer{node: n})
-	healthpb.RegisterHealthServer(s, ready.grpc)
+	healthpb.RegisterHealthServer(s, n.health.grpc)
 	reflection.Register(s)
 	always := []uint32{0, uint32(os.Getuid())}
 	filled, err := local.NewAllowList(s.GetServiceInfo(), cfg.Callers, slices.Compact(always)...)
@@ -287,14 +301,19 @@ func (n *node) localServer(cfg config.Local, ready *readiness) (*grpc.Server, er
 	return s, nil
 }
 
-func (n *node) peerServer(ready *readiness) *grpc.Server {
+func (n *node) peerServer() *grpc.Server {
 	anyone := func(context.Context, string) error { return nil } // the handshake decides
 	options := append(serverLimits(maxPeerMessage, 64), grpc.Creds(n.peerCreds))
-	s := grpc.NewServer(append(options, interceptors(n.toPeer, n.metrics.call, anyone)...)...)
+	s := grpc.NewServer(append(options, interceptors(n.toPeer, n.called(metrics.Peer), anyone)...)...)
 	v1.RegisterPeerServiceServer(s, &peerServer{node: n})
 	v1.RegisterAttestationServiceServer(s, &publicAttestation{inner: &attestationServer{node: n}})
-	healthpb.RegisterHealthServer(s, ready.grpc)
+	healthpb.RegisterHealthServer(s, n.health.grpc)
 	return s
+}
+
+// called counts the calls of one side.
+func (n *node) called(side metrics.Side) func(string, error) {
+	return func(method string, err error) { n.metrics.Call(side, method, err) }
 }
 
 // toPeer logs what a peer was refused and tells it no more than it may know.

@@ -11,6 +11,7 @@ import (
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
 )
 
@@ -126,6 +127,10 @@ func (s *secretServer) ListSecrets(ctx context.Context, req *v1.ListSecretsReque
 // sendSecrets sends every secret of the session's VM to the destination's enclave, from the source, as soon as both hosts are appraised: the
 // destination needs them before it can prepare the VM. A destination that is not migrated to in the end discards them.
 func (n *node) sendSecrets(ctx context.Context, s *session.Session) error {
+	return n.phase(ctx, metrics.PhaseSecret, func(ctx context.Context) error { return n.sendAll(ctx, s) })
+}
+
+func (n *node) sendAll(ctx context.Context, s *session.Session) error {
 	ctx, cancel := context.WithTimeout(ctx, armTimeout)
 	defer cancel()
 	hs, err := n.standing(ctx, s)
