@@ -8,8 +8,9 @@
 //	nonce     = 32 zero bits || number of the record under its key (8)
 //	AAD       = prefix
 //
-// Kinds: data (0), of 1 byte to MaxRecord; end (1), whose payload is the number of bytes of data before it (8), after which nothing comes. The
-// tunnel key is exported from an attested session for one purpose, the connection id is fresh randomness of both sides, and each direction
+// Kinds: data (0), of 1 byte to MaxRecord; end (1), whose payload is the number of bytes of data before it (8), after which nothing comes; alive (2),
+// of no bytes, which says that the sender is there and that what it sent before has arrived whole: a record that somebody took out is noticed
+// with the next one, whatever it is. The tunnel key is exported from an attested session for one purpose, the connection id is fresh randomness of both sides, and each direction
 // has keys of its own: so no nonce repeats under a key, and no record passes for one of another connection, direction or session. A key
 // serves 65,536 records, at most 16 GiB, then the next takes its place: an attacker's advantage over an ideal cipher stays below 2^-57
 // under each, and a key that leaks does not open what was sent before it.
@@ -50,8 +51,9 @@ const (
 type kind uint8
 
 const (
-	kindData kind = 0
-	kindEnd  kind = 1
+	kindData  kind = 0
+	kindEnd   kind = 1
+	kindAlive kind = 2
 )
 
 // Errors of a stream. Each names one reason; test with errors.Is.
@@ -145,7 +147,7 @@ func encodePrefix(k kind, length int) (p [prefixSize]byte) {
 func decodePrefix(p []byte) (kind, int, error) {
 	field := binary.BigEndian.Uint32(p)
 	k, length := kind(field>>24), int(field&0xffffff)
-	if k == kindData && length > 0 && length <= MaxRecord || k == kindEnd && length == endSize {
+	if k == kindData && length > 0 && length <= MaxRecord || k == kindEnd && length == endSize || k == kindAlive && length == 0 {
 		return k, length, nil
 	}
 	return 0, 0, fmt.Errorf("%w: a record of kind %d claims %d bytes", ErrNotAuthentic, k, length)

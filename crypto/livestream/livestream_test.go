@@ -121,6 +121,38 @@ func TestWhatIsWrittenGoesOutAtOnce(t *testing.T) {
 	}
 }
 
+func TestASignOfLifeCarriesNothingAndCounts(t *testing.T) {
+	var out bytes.Buffer
+	w := newWriter(t, &out)
+	for _, part := range []string{"", "ab", "", "", "cd", ""} {
+		var err error
+		if part == "" {
+			err = w.Alive()
+		} else {
+			err = w.Send(copy(w.Payload(), part))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Alive(); !errors.Is(err, ErrClosed) {
+		t.Errorf("after the end: %v", err)
+	}
+	stream := out.Bytes()
+	if got, err := io.ReadAll(newReader(t, bytes.NewReader(stream))); err != nil || string(got) != "abcd" {
+		t.Errorf("%q, %v", got, err)
+	}
+	// A record that was taken out shows with the sign of life that follows, before there is more data or an end.
+	r := records(t, stream)
+	got, err := io.ReadAll(newReader(t, bytes.NewReader(bytes.Join([][]byte{r[0], r[2]}, nil))))
+	if !errors.Is(err, ErrNotAuthentic) || len(got) > 0 {
+		t.Errorf("data left out before a sign of life: %q, %v", got, err)
+	}
+}
+
 func TestTheKeyIsReplacedLongBeforeItIsWorn(t *testing.T) {
 	var out bytes.Buffer
 	w := newWriter(t, &out)
@@ -181,7 +213,8 @@ func TestRecordsInAnotherOrderAreRefused(t *testing.T) {
 		"nothing at all":            {nil, ErrTruncated},
 		"the end twice":             {join(r[0], r[1], r[2], r[3], r[3]), ErrTrailing},
 		"a byte behind the end":     {join(r[0], r[1], r[2], r[3], []byte{0}), ErrTrailing},
-		"a kind that is not there":  {append([]byte{2}, r[0][1:]...), ErrNotAuthentic},
+		"a kind that is not there":  {append([]byte{3}, r[0][1:]...), ErrNotAuthentic},
+		"a sign of life with data":  {append([]byte{2}, r[0][1:]...), ErrNotAuthentic},
 		"data of no bytes":          {make([]byte, prefixSize+tagSize), ErrNotAuthentic},
 		"a record that is too long": {append([]byte{0, 4, 0, 1}, make([]byte, MaxRecord+100)...), ErrNotAuthentic},
 		"an end of another length":  {append([]byte{1, 0, 0, 9}, make([]byte, 100)...), ErrNotAuthentic},
@@ -315,6 +348,7 @@ func FuzzReader(f *testing.F) {
 	f.Add(stream)
 	f.Add(stream[:50])
 	f.Add([]byte{0, 4, 0, 0})
+	f.Add([]byte{2, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		got, err := io.ReadAll(newReader(t, bytes.NewReader(raw)))
 		if !bytes.HasPrefix(plaintext, got) {

@@ -69,7 +69,7 @@ func (r *Reader) fill() error {
 	if len(r.unread) > 0 {
 		return nil
 	}
-	if r.err == nil {
+	for r.err == nil && len(r.unread) == 0 {
 		r.err = r.next()
 	}
 	if r.err != nil {
@@ -80,7 +80,7 @@ func (r *Reader) fill() error {
 	return r.err
 }
 
-// next decrypts one record.
+// next decrypts one record, which has data or not.
 func (r *Reader) next() error {
 	if err := r.need(prefixSize); err != nil {
 		return err

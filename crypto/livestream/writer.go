@@ -27,15 +27,30 @@ func NewWriter(w io.Writer, key []byte, connection [ConnectionSize]byte, directi
 // Write sends p in as few records as hold it. Errors: ErrClosed and those of the underlying writer; after one, every call fails.
 func (w *Writer) Write(p []byte) (n int, err error) {
 	for len(p) > 0 {
-		size := copy(w.buf[prefixSize:prefixSize+MaxRecord], p)
-		if err := w.record(kindData, size); err != nil {
+		size := copy(w.Payload(), p)
+		if err := w.Send(size); err != nil {
 			return n, err
 		}
 		n, p = n+size, p[size:]
-		w.total += uint64(size)
 	}
 	return n, w.err
 }
+
+// Payload is where the data of the next record goes, MaxRecord bytes, for a caller that reads into it and so saves a copy; Send then sends the first
+// n bytes of it, which must be 1 at least. What is in it is lost with the next call of the Writer.
+func (w *Writer) Payload() []byte { return w.buf[prefixSize : prefixSize+MaxRecord] }
+
+// Send sends the first n bytes of Payload. Errors are those of Write.
+func (w *Writer) Send(n int) error {
+	if err := w.record(kindData, n); err != nil {
+		return err
+	}
+	w.total += uint64(n)
+	return nil
+}
+
+// Alive sends a record without data, for a stream on which there is nothing to send for now. Errors are those of Write.
+func (w *Writer) Alive() error { return w.record(kindAlive, 0) }
 
 // ReadFrom implements io.ReaderFrom without another copy: each read of r becomes a record. It returns nil when r ends; the caller then calls
 // Close.
@@ -44,13 +59,12 @@ func (w *Writer) ReadFrom(r io.Reader) (total int64, err error) {
 		if w.err != nil {
 			return total, w.err
 		}
-		size, err := r.Read(w.buf[prefixSize : prefixSize+MaxRecord])
+		size, err := r.Read(w.Payload())
 		if size > 0 {
-			if err := w.record(kindData, size); err != nil {
+			if err := w.Send(size); err != nil {
 				return total, err
 			}
 			total += int64(size)
-			w.total += uint64(size)
 		}
 		if err == io.EOF {
 			return total, nil

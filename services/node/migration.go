@@ -332,6 +332,10 @@ func wanted(rec session.Record, instance string) bool {
 func (m *migrationServer) Watch(req *v1.WatchRequest, stream grpc.ServerStreamingServer[v1.WatchResponse]) error {
 	watcher, now := m.table.Watch()
 	defer watcher.Stop()
+	// With the header the caller knows that every later change will come: what it has from List after that is missed by nobody.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	send := func(rec session.Record, previous session.State, at time.Time) error {
 		if !wanted(rec, req.GetInstanceId()) {
 			return nil

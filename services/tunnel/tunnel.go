@@ -1,13 +1,18 @@
-// Package tunnel is the program safeconduct-tunnel: it carries a whole migration stream (the guest's memory, its disks by NBD, the vTPM) from host to
-// host under a key that the two attested enclaves export for it. QEMU or libvirt migrates to a unix socket at the source (Source) and is reached
-// by one at the destination (Destination); between the two, each connection is encrypted by crypto/livestream.
+// Package tunnel is the program safeconduct-tunnel: one a host, it carries whole migration streams (the guest's memory, its disks by NBD, the vTPM)
+// from host to host under keys that the two attested enclaves export for them. It follows the sessions of its node service. For a session that is
+// armed at the source it makes two unix sockets, one for QEMU's migration and one for its disks; at the destination it passes what comes on to
+// the sockets of the same names, on which the incoming QEMU listens. When the session ends, so does all that it carries (docs/tunnel.md).
+//
+// Between the two, each connection is encrypted by crypto/livestream:
 //
 //	D -> S  nonce_D (16)
-//	S -> D  "SCTUNNEL" || version (1) || instance (36) || session (16) || nonce_S (16)
+//	S -> D  "SCTUNNEL" || version (1) || channel (1) || instance (36) || session (16) || nonce_S (16)
 //	both    a livestream each way, under DeriveKey("tunnel", nonce_S || nonce_D); the first record of each is SHA-256 over both messages above
 //
 // Neither side passes on a byte before the other's first record has shown that it holds the key of the session. A recorded connection cannot be
-// played again: its key hangs on both nonces. Several connections at once (multifd, NBD) are several tunnels of one session.
+// played again: its key hangs on both nonces. Several connections at once (multifd, NBD) are several tunnels of one session. D sends its first record
+// when it has reached QEMU, and S opens one connection after the other: QEMU before version 8 tells the connections of a multifd migration apart
+// by the order in which they come.
 //
 // The tunnel holds a key of the stream, so it is trusted with what the stream carries, as QEMU on the same host is; it cannot read the vTPM's state,
 // which crosses within the stream under keys that stay in the enclaves.
@@ -22,9 +27,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/safeconduct/safeconduct/crypto/livestream"
 )
@@ -35,10 +37,7 @@ const (
 	nonceSize    = livestream.ConnectionSize / 2
 	instanceSize = 36
 	sessionSize  = 16
-	helloSize    = len(magic) + 1 + instanceSize + sessionSize + nonceSize
-
-	// proveTimeout bounds what happens before the first byte is passed on.
-	proveTimeout = 10 * time.Second
+	helloSize    = len(magic) + 2 + instanceSize + sessionSize + nonceSize
 )
 
 // Errors of a tunnel.
@@ -47,30 +46,58 @@ var (
 	ErrProof = errors.New("the other end of the tunnel does not prove the session")
 	// ErrHello: the other side is no tunnel, or one of another version.
 	ErrHello = errors.New("not a tunnel's hello")
+	// ErrSession: no session of this host is armed for the VM, in the role that the connection needs.
+	ErrSession = errors.New("no armed session for the tunnel")
+	// ErrSilent: nothing has come from the other tunnel for too long, not even a sign of life.
+	ErrSilent = errors.New("the other end of the tunnel is silent")
+	// ErrLimit: the VM, or the host, has as many connections as it may have.
+	ErrLimit = errors.New("too many connections")
 )
+
+// SessionID of a session; public.
+type SessionID [sessionSize]byte
 
 // Keys derives the key of one connection from the live session of a VM. The node service does.
 type Keys interface {
-	TunnelKey(ctx context.Context, instance string, connection [livestream.ConnectionSize]byte) (key []byte, session [sessionSize]byte, err error)
+	TunnelKey(ctx context.Context, instance string, connection [livestream.ConnectionSize]byte) (key []byte, session SessionID, err error)
 }
 
-// Report is what one connection carried, in bytes of plaintext.
-type Report struct {
-	Instance       string
-	Sent, Received int64
-	Elapsed        time.Duration
+// Channel says which of the VM's sockets a connection belongs to.
+type Channel uint8
+
+// The channels.
+const (
+	// Migration is QEMU's migration stream, with every connection of multifd.
+	Migration Channel = 0
+	// Disks is the VM's storage, which QEMU mirrors by NBD.
+	Disks Channel = 1
+)
+
+// channels are all of them, with their names.
+var channels = [...]string{Migration: "migration", Disks: "disks"}
+
+// String returns the channel's name.
+func (c Channel) String() string { return channels[c] }
+
+// Socket is the name of the VM's socket for the channel: the same on both hosts, as libvirt wants it.
+func (c Channel) Socket(instance string) string {
+	if c == Disks {
+		return instance + "-disks.sock"
+	}
+	return instance + ".sock"
 }
 
 // hello is the source's first message.
 type hello struct {
+	channel  Channel
 	instance string
-	session  [sessionSize]byte
+	session  SessionID
 	nonce    [nonceSize]byte
 }
 
 func (h hello) encode() []byte {
 	b := append(make([]byte, 0, helloSize), magic...)
-	b = append(append(b, wireVersion), h.instance...)
+	b = append(append(b, wireVersion, byte(h.channel)), h.instance...)
 	return append(append(b, h.session[:]...), h.nonce[:]...)
 }
 
@@ -79,12 +106,12 @@ func parseHello(b []byte) (hello, error) {
 	if len(b) != helloSize || !ok {
 		return hello{}, fmt.Errorf("%w: it begins with %x", ErrHello, b[:min(len(b), 9)])
 	}
-	if rest[0] != wireVersion {
-		return hello{}, fmt.Errorf("%w: version %d, expected %d", ErrHello, rest[0], wireVersion)
+	if rest[0] != wireVersion || int(rest[1]) >= len(channels) {
+		return hello{}, fmt.Errorf("%w: version %d, channel %d; expected version %d, a channel below %d", ErrHello, rest[0], rest[1], wireVersion, len(channels))
 	}
-	rest = rest[1:]
+	channel, rest := Channel(rest[1]), rest[2:]
 	return hello{
-		instance: string(rest[:instanceSize]), session: [sessionSize]byte(rest[instanceSize : instanceSize+sessionSize]),
+		channel: channel, instance: string(rest[:instanceSize]), session: SessionID(rest[instanceSize : instanceSize+sessionSize]),
 		nonce: [nonceSize]byte(rest[instanceSize+sessionSize:]),
 	}, nil
 }
@@ -99,15 +126,15 @@ func proof(nonceD [nonceSize]byte, greeting []byte) []byte {
 	return sum[:]
 }
 
-// secured is a connection to the other tunnel, proven.
+// secured is a connection to the other tunnel.
 type secured struct {
 	conn net.Conn
 	in   *livestream.Reader
 	out  *livestream.Writer
 }
 
-// secure makes the two streams and exchanges the proofs.
-func secure(conn net.Conn, key []byte, id [livestream.ConnectionSize]byte, initiator bool, shown []byte) (*secured, error) {
+// secure makes the two streams of a connection. Nothing is proven yet.
+func secure(conn net.Conn, p Patience, key []byte, id [livestream.ConnectionSize]byte, initiator bool) (*secured, error) {
 	mine, theirs := livestream.ToInitiator, livestream.FromInitiator
 	if initiator {
 		mine, theirs = theirs, mine
@@ -116,21 +143,11 @@ func secure(conn net.Conn, key []byte, id [livestream.ConnectionSize]byte, initi
 	if err != nil {
 		return nil, err
 	}
-	in, err := livestream.NewReader(conn, key, id, theirs)
+	in, err := livestream.NewReader(&attentive{conn: conn, silence: p.Silence}, key, id, theirs)
 	if err != nil {
 		return nil, err
 	}
-	s := &secured{conn: conn, in: in, out: out}
-	if initiator { // who is asked to prove first is whoever came
-		if err := s.prove(shown); err != nil {
-			return nil, err
-		}
-		return s, s.check(shown)
-	}
-	if err := s.check(shown); err != nil {
-		return nil, err
-	}
-	return s, s.prove(shown)
+	return &secured{conn: conn, in: in, out: out}, nil
 }
 
 func (s *secured) prove(shown []byte) error {
@@ -147,52 +164,6 @@ func (s *secured) check(shown []byte) error {
 		return fmt.Errorf("%w: it saw another greeting", ErrProof)
 	}
 	return nil
-}
-
-// closeWriter is a connection whose one direction can end before the other.
-type closeWriter interface{ CloseWrite() error }
-
-// relay passes bytes between a local connection and the tunnel until both directions have ended. When one fails, both connections are closed at
-// once and without an end record: what QEMU sees, and what the other tunnel sees, is a connection that broke.
-func relay(ctx context.Context, local net.Conn, remote *secured) (sent, received int64, err error) {
-	group, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(ctx, func() {
-		_ = local.Close()
-		_ = remote.conn.Close()
-	})
-	defer stop()
-	group.Go(func() (err error) {
-		if sent, err = remote.out.ReadFrom(local); err != nil {
-			remote.out.Abort()
-			return fmt.Errorf("from QEMU to the tunnel: %w", err)
-		}
-		if err := remote.out.Close(); err != nil {
-			return err
-		}
-		return halfClose(remote.conn)
-	})
-	group.Go(func() (err error) {
-		if received, err = remote.in.WriteTo(local); err != nil {
-			return fmt.Errorf("from the tunnel to QEMU: %w", err)
-		}
-		return halfClose(local)
-	})
-	err = group.Wait()
-	return sent, received, errors.Join(err, ignoreClosed(local.Close()), ignoreClosed(remote.conn.Close()))
-}
-
-func halfClose(c net.Conn) error {
-	if half, ok := c.(closeWriter); ok {
-		return ignoreNotConnected(half.CloseWrite())
-	}
-	return nil
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
 }
 
 func newNonce() (n [nonceSize]byte) {
