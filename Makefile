@@ -47,7 +47,9 @@ e2e: demo ## End-to-end suite: real QEMU and swtpm, fault injection; root
 .PHONY: e2e-libvirt
 e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces of their own; root, half an hour
 	@./test/deps.sh $(DEB_PACKAGES) $(DEB_LIBVIRT)
-	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
+	@./test/deps.sh debootstrap
+	@./test/suite.sh forky $(BUILD)/suites/forky swtpm swtpm-tools
+	SAFECONDUCT_SWTPM_ROOT=$(CURDIR)/$(BUILD)/suites/forky SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
 
 .PHONY: verify-model
 verify-model: ## Check the session's model and its mutants with Spin (minutes)

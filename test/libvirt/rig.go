@@ -37,6 +37,8 @@ type Options struct {
 	HelperSettings string
 	// NodeConfig is YAML that is added to each node service's configuration.
 	NodeConfig string
+	// SWTPMRoot, per host, is the root directory of another Debian suite, whose swtpm the helper runs; empty: this system's.
+	SWTPMRoot [2]string
 	// Memory that each VM's guest fills with a random pattern, and the VM's whole memory, in MiB; 0: 160 and no pattern.
 	MemoryMiB int
 }
@@ -260,8 +262,17 @@ func (r *Rig) writeConfig(h *Host) error {
 		"qemu": "#!/bin/bash\nargs=()\nfor a in \"$@\"; do [ \"$a\" = tcg ] && a=tcg,thread=single; args+=(\"$a\"); done\n" +
 			"exec /usr/bin/qemu-system-x86_64 \"${args[@]}\"\n",
 	}
-	if r.options.HelperSettings != "" {
-		files["helper.yaml"] = r.options.HelperSettings
+	settings := r.options.HelperSettings
+	if root := r.options.SWTPMRoot[len(r.Cluster.Hosts)-1]; root != "" {
+		tools := filepath.Join(h.dir, "tools")
+		if err := os.Mkdir(tools, 0o755); err != nil {
+			return err
+		}
+		files["tools/swtpm"] = foreign(root, "/usr/bin/swtpm")
+		settings += "tools: " + tools + "\n"
+	}
+	if settings != "" {
+		files["helper.yaml"] = settings
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(text), 0o755); err != nil {
@@ -269,6 +280,12 @@ func (r *Rig) writeConfig(h *Host) error {
 		}
 	}
 	return nil
+}
+
+// foreign is a program that becomes one of another suite's root directory, with that suite's own loader and libraries.
+func foreign(root, program string) string {
+	lib := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
+	return fmt.Sprintf("#!/bin/sh\nexec %s --library-path %s:%s/swtpm %s \"$@\"\n", filepath.Join(lib, "ld-linux-x86-64.so.2"), lib, lib, filepath.Join(root, program))
 }
 
 // path is where a path of the host's is found from outside.

@@ -143,6 +143,18 @@ func exchange(t *testing.T, c *net.UnixConn, request, want []byte) {
 	expect(t, c, request, want)
 }
 
+// capable has swtpm answer GET_CAPABILITY: 0.7 has bits 0 to 15, 0.10 one more.
+func capable(t *testing.T, c *net.UnixConn) {
+	t.Helper()
+	if _, err := c.Write(words(1)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 8)
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got[:4], words(0)) || !bytes.Equal(got[6:], []byte{0xff, 0xff}) {
+		t.Fatalf("GET_CAPABILITY answers %x (%v)", got, err)
+	}
+}
+
 func expect(t *testing.T, c *net.UnixConn, request, want []byte) {
 	t.Helper()
 	got := make([]byte, len(want))
@@ -315,7 +327,7 @@ func TestControlConnectionsFollowEachOther(t *testing.T) {
 	serving(t, o, xor{})
 	for range 3 {
 		c := dial(t, o.Ctrl)
-		exchange(t, c, words(1), words(0, 0xffff))
+		capable(t, c)
 		c.Close()
 	}
 	broken := dial(t, o.Ctrl)
@@ -325,7 +337,7 @@ func TestControlConnectionsFollowEachOther(t *testing.T) {
 	if _, err := broken.Read(make([]byte, 1)); err == nil {
 		t.Error("an unknown command is answered")
 	}
-	exchange(t, dial(t, o.Ctrl), words(1), words(0, 0xffff))
+	capable(t, dial(t, o.Ctrl))
 }
 
 func TestTheControlSocketIsPrivate(t *testing.T) {
@@ -438,7 +450,7 @@ func TestTheGuestsTPMSurvivesAKilledHelperAndNothingSurvivesTheGuest(t *testing.
 func TestSWTPMDoesNotOutliveAHelperThatHasNoGuest(t *testing.T) {
 	o := options(t)
 	c := process(t, o)
-	exchange(t, dial(t, o.Ctrl), words(1), words(0, 0xffff))
+	capable(t, dial(t, o.Ctrl))
 	pid := readPID(t, o)
 	if err := c.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -446,7 +458,7 @@ func TestSWTPMDoesNotOutliveAHelperThatHasNoGuest(t *testing.T) {
 	until(t, "the end of swtpm", func() bool { return gone(pid) })
 	// The socket that the killed helper left behind is no obstacle.
 	process(t, o)
-	exchange(t, dial(t, o.Ctrl), words(1), words(0, 0xffff))
+	capable(t, dial(t, o.Ctrl))
 }
 
 func TestSIGTERMEndsBothInOrder(t *testing.T) {
