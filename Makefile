@@ -18,7 +18,7 @@ DEB_LIBVIRT := libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients ovmf tc
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 .PHONY: deps
 deps: ## Install what the demo and make e2e need (Debian 12; root or sudo)
@@ -28,6 +28,11 @@ deps: ## Install what the demo and make e2e need (Debian 12; root or sudo)
 build: ## Build the binaries into build/bin
 	@mkdir -p $(BUILD)/bin
 	$(GOBUILD) -o $(BUILD)/bin/ ./cmd/...
+
+# What make test-nova and make lint-nova add: Nova itself with its tests, and what generates the stubs.
+DEB_NOVA := python3-nova python3-libvirt python3-grpcio python3-protobuf patch protobuf-compiler protobuf-compiler-grpc libprotobuf-dev \
+	python3-oslotest python3-stestr python3-testtools python3-ddt python3-requests-mock python3-gabbi python3-testresources python3-testscenarios \
+	python3-wsgi-intercept python3-osprofiler python3-flake8 python3-hacking
 
 .PHONY: demo
 demo: deps build ## The main job on this machine: a VM with a vTPM migrates under mutual attestation
@@ -50,6 +55,17 @@ e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces
 	@./test/deps.sh debootstrap
 	@./test/suite.sh forky $(BUILD)/suites/forky swtpm swtpm-tools
 	SAFECONDUCT_SWTPM_ROOT=$(CURDIR)/$(BUILD)/suites/forky SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
+
+.PHONY: test-nova
+test-nova: ## deploy/nova under Nova's own fixtures, and Nova's live-migration tests with our driver in place of Nova's
+	@./test/deps.sh $(DEB_NOVA)
+	@./deploy/nova/test.sh
+
+.PHONY: lint-nova
+lint-nova: ## deploy/nova by OpenStack's rules (flake8, hacking); stale stubs, sample and documentation
+	@./test/deps.sh $(DEB_NOVA)
+	cd deploy/nova && /usr/bin/python3 -m flake8 .
+	@./deploy/nova/generate.sh --check
 
 .PHONY: verify-model
 verify-model: ## Check the session's model and its mutants with Spin (minutes)
@@ -90,6 +106,11 @@ lint: ## gofmt, vet, golangci-lint, buf lint, stale stubs, tidy go.mod
 generate: ## Generate api/ from proto/ with the pinned tools
 	rm -rf api/safeconduct
 	$(BUF) generate
+
+.PHONY: generate-nova
+generate-nova: ## Generate the Python stubs of deploy/nova, nova.conf's sample and its documentation
+	@./test/deps.sh $(DEB_NOVA)
+	@./deploy/nova/generate.sh
 
 .PHONY: breaking
 breaking: ## Check proto/ for breaking changes against BASE (main)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Generates nova_safeconduct/rpc from proto/ with Debian 12's protoc and gRPC plugin. With --check it changes nothing and fails if what is checked in
+# is stale.
+set -euo pipefail
+cd "$(dirname "$0")"
+version=$(/usr/bin/protoc --version)
+if [ "$version" != 'libprotoc 3.21.12' ]; then
+  # A newer protoc writes code that the python3-protobuf of Debian 12 cannot load.
+  echo "protoc is $version, expected libprotoc 3.21.12 (Debian 12: protobuf-compiler)" >&2
+  exit 1
+fi
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+for name in common migration secret admin; do
+  grpc=(--grpc_python_out="$out" --plugin=protoc-gen-grpc_python=/usr/bin/grpc_python_plugin)
+  [ "$name" != common ] || grpc=() # it has no service
+  /usr/bin/protoc -I ../../proto --python_out="$out" "${grpc[@]}" "safeconduct/v1/$name.proto"
+done
+mv "$out"/safeconduct/v1/*.py "$out"
+rm -r "$out/safeconduct"
+/usr/bin/protoc -I . --python_out="$out" status.proto
+sed -i 's/^from safeconduct\.v1 import/from nova_safeconduct.rpc import/' "$out"/*.py
+echo '"""What protoc made of proto/: run generate.sh, do not edit."""' >"$out/__init__.py"
+if [ "${1:-}" != --check ]; then
+  rm -rf nova_safeconduct/rpc
+  cp -r "$out" nova_safeconduct/rpc
+  chmod -R a+rX nova_safeconduct/rpc
+elif ! diff -rq -x __pycache__ "$out" nova_safeconduct/rpc >&2; then
+  echo 'deploy/nova/nova_safeconduct/rpc is stale: run make generate-nova and commit the result' >&2
+  exit 1
+fi

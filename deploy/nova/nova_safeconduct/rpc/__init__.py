@@ -1,0 +1,1 @@
+"""What protoc made of proto/: run generate.sh, do not edit."""

@@ -1,0 +1,1 @@
+"""Unit tests, under Nova's own fixtures (its fake libvirt)."""
