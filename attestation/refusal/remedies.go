@@ -83,6 +83,14 @@ func Remedies(reason v1.Reason) string {
 		return "run safeconduct helper status on the VM's host, then hard-reboot the VM, so that its swtpm starts behind the helper"
 	case v1.Reason_REASON_HELPER_CONFLICT:
 		return "find the process that is attached for the VM: safeconduct status on the host, then its log; the VM's own helper attaches as soon as it is gone"
+	case v1.Reason_REASON_STATE_ROLLED_BACK:
+		return "put the newest state back; if the old one is meant to count: safeconduct secrets accept-state UUID"
+	case v1.Reason_REASON_STATE_NOT_RECORDED:
+		return "find out why: a crash of the host explains it; then safeconduct secrets accept-state UUID"
+	case v1.Reason_REASON_NO_STATE_KEY:
+		return "start the VM where its key is; a state without such a key comes under one by a migration here, or stays as it is with state_key: libvirt for the VM"
+	case v1.Reason_REASON_STATE_KEY_UNUSED:
+		return "set state_key: enclave in helper.yaml of the destination, then migrate again; the VM is safe on the source"
 	case v1.Reason_REASON_UNSPECIFIED, v1.Reason_REASON_INTERNAL:
 		return "read safeconductd's log on this host and report what it says"
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -74,7 +75,11 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 
 		"secrets-list": {[]string{"secrets", "list"}, &fakeNode{secrets: &v1.ListSecretsResponse{Secrets: []*v1.EscrowedSecret{
 			{InstanceId: vmID, SecretId: "default", EscrowedAt: at(0)}, {InstanceId: vmID, SecretId: "next", Incoming: true}}}}, ExitOK},
-		"secrets-none": {[]string{"secrets", "list"}, &fakeNode{secrets: &v1.ListSecretsResponse{}}, ExitOK},
+		"secrets-none":   {[]string{"secrets", "list"}, &fakeNode{secrets: &v1.ListSecretsResponse{}}, ExitOK},
+		"secrets-states": {[]string{"secrets", "states"}, &fakeNode{states: &v1.ListStatesResponse{States: refusedStates()}}, ExitOK},
+		"states-none":    {[]string{"secrets", "states"}, &fakeNode{states: &v1.ListStatesResponse{}}, ExitOK},
+		"accept-state": {[]string{"secrets", "accept-state", vmID, "--digest", strings.Repeat("11", 32)},
+			&fakeNode{accepted: &v1.AcceptStateResponse{Generation: 9}}, ExitOK},
 		"receipt-list": {[]string{"receipt", "list"}, &fakeNode{receipts: []*v1.ReceiptSummary{
 			{Number: 1, ReceiptId: fill(0x77, 32), InstanceId: vmID, MigrationId: "req-1", SourceHost: "compute1", DestinationHost: "compute2",
 				Outcome: "committed", At: at(0), Mode: intel, BothSigned: true},
@@ -97,6 +102,28 @@ func TestWhatTheCommandsPrint(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestAcceptStateAsksForTheDigestOfWhatWasRefused(t *testing.T) {
+	f := startNode(t, &fakeNode{states: &v1.ListStatesResponse{States: refusedStates()[1:]}, accepted: &v1.AcceptStateResponse{Generation: 9}})
+	digest := strings.Repeat("11", 32)
+	got := run(t, "--socket", f.socket, "secrets", "accept-state", vmID).exits(t, ExitUsage)
+	if !strings.Contains(got.err, "accept-state "+vmID+" --digest "+digest) || !strings.Contains(got.err, "STATE_ROLLED_BACK, generation 5") {
+		t.Errorf("%s", got.err)
+	}
+	if len(f.seen) != 1 {
+		t.Errorf("%v was asked", f.seen)
+	}
+	run(t, "--socket", f.socket, "secrets", "accept-state", vmID, "--digest", digest[2:]).exits(t, ExitUsage)
+	run(t, "--socket", f.socket, "secrets", "accept-state", vmID, "--digest", digest).exits(t, ExitOK)
+	if q := request[*v1.AcceptStateRequest](t, f); q.GetInstanceId() != vmID || !bytes.Equal(q.GetDigest(), fill(0x11, 32)) {
+		t.Errorf("%v", q)
+	}
+	f = startNode(t, &fakeNode{states: &v1.ListStatesResponse{States: refusedStates()[:1]}})
+	got = run(t, "--socket", f.socket, "secrets", "accept-state", vmID).exits(t, ExitUsage)
+	if !strings.Contains(got.err, "no state of "+vmID+" was refused") {
+		t.Errorf("%s", got.err)
 	}
 }
 

@@ -44,6 +44,19 @@ func tcbRefusal() *v1.Refusal {
 		"UpToDate").Proto()
 }
 
+// refusedStates are states at rest: recorded, rolled back, never recorded, under a key that waits, and a new one.
+func refusedStates() []*v1.RecordedState {
+	return []*v1.RecordedState{
+		{InstanceId: vmID, Generation: 8, Digest: fill(0x22, 32), RecordedAt: at(0)},
+		{InstanceId: vmID, Generation: 8, Digest: fill(0x22, 32), RecordedAt: at(0), RefusedDigest: fill(0x11, 32), RefusedAt: at(time.Hour),
+			RefusedReason: v1.Reason_REASON_STATE_ROLLED_BACK, RefusedGeneration: 5},
+		{InstanceId: vmID, Generation: 8, Digest: fill(0x22, 32), RecordedAt: at(0), RefusedDigest: fill(0x33, 32), RefusedAt: at(time.Hour),
+			RefusedReason: v1.Reason_REASON_STATE_NOT_RECORDED},
+		{InstanceId: vmID, Incoming: true},
+		{InstanceId: vmID},
+	}
+}
+
 // hostile is a refusal with texts that a peer chose to fool a terminal.
 func hostile() *v1.Refusal {
 	return &v1.Refusal{

@@ -49,7 +49,7 @@ func TestEveryReasonHasAnExitCodeAndAVerdictOfItsOwnKind(t *testing.T) {
 }
 
 // mentions finds the commands that a text tells an operator to run.
-var mentions = regexp.MustCompile(`safeconduct((?: [a-z]+)+)`)
+var mentions = regexp.MustCompile(`safeconduct((?: [a-z]+(?:-[a-z]+)*)+)`)
 
 // checkMentions fails for every command in a text that there is not.
 func checkMentions(t *testing.T, where, text string) int {

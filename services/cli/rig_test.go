@@ -119,6 +119,8 @@ type fakeNode struct {
 	sessions  []*v1.Session
 	changes   []*v1.WatchResponse
 	secrets   *v1.ListSecretsResponse
+	states    *v1.ListStatesResponse
+	accepted  *v1.AcceptStateResponse
 	receipts  []*v1.ReceiptSummary
 	receipt   []byte
 	// hold keeps a watch open until its caller goes.
@@ -203,6 +205,14 @@ func (f *fakeNode) Preflight(context.Context, *v1.PreflightRequest) (*v1.Preflig
 
 func (f *fakeNode) GetStatus(context.Context, *v1.GetStatusRequest) (*v1.GetStatusResponse, error) {
 	return answer(f.status)
+}
+
+func (f *fakeNode) ListStates(context.Context, *v1.ListStatesRequest) (*v1.ListStatesResponse, error) {
+	return answer(f.states)
+}
+
+func (f *fakeNode) AcceptState(context.Context, *v1.AcceptStateRequest) (*v1.AcceptStateResponse, error) {
+	return answer(f.accepted)
 }
 
 func (f *fakeNode) Reload(context.Context, *v1.ReloadRequest) (*v1.ReloadResponse, error) {

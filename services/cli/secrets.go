@@ -10,8 +10,8 @@ import (
 )
 
 func secretsCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "secrets", Short: "See which secrets are escrowed on this node, never what they are"}
-	c.AddCommand(secretsListCommand(a))
+	c := &cobra.Command{Use: "secrets", Short: "See which secrets and states of vTPMs this node's enclave keeps, never what they are"}
+	c.AddCommand(secretsListCommand(a), secretsStatesCommand(a), secretsAcceptStateCommand(a))
 	return c
 }
 

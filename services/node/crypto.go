@@ -135,6 +135,11 @@ func (c *cryptoServer) crossIn(s *session.Session, header *v1.StateHeader, strea
 	if err != nil {
 		return err
 	}
+	if s.Record().Role == v1.Role_ROLE_DESTINATION && kind == v1.StateType_STATE_TYPE_PERMANENT {
+		if err := c.keyed(stream.ctx, hs, header.GetInstanceId()); err != nil {
+			return err
+		}
+	}
 	key, err := hs.StateKey()
 	if err != nil {
 		return err

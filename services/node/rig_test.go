@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -262,12 +263,20 @@ func (n *testNode) arm(migration string) (*v1.ArmResponse, error) {
 // attach makes the test's connection the VM's helper, until it is detached or the node ends.
 func (n *testNode) attach(t testing.TB, instance string) (detach func()) {
 	t.Helper()
-	detach, err := attach(n.crypto(), instance)
+	cancel, err := attach(n.crypto(), instance)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(detach)
-	return detach
+	t.Cleanup(cancel)
+	return func() {
+		cancel()
+		for { // a cancelled stream ends here before it ends at the node
+			status, err := n.admin().GetStatus(t.Context(), &v1.GetStatusRequest{})
+			if err != nil || !slices.Contains(status.GetAttachedInstances(), instance) {
+				return
+			}
+		}
+	}
 }
 
 func attach(client v1.CryptoServiceClient, instance string) (detach func(), err error) {
@@ -282,7 +291,7 @@ func attach(client v1.CryptoServiceClient, instance string) (detach func(), err 
 	}
 	return func() {
 		cancel()
-		for err == nil { // to the end of the stream: then the node has let go
+		for err == nil {
 			_, err = stream.Recv()
 		}
 	}, nil

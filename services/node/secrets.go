@@ -203,11 +203,16 @@ func (p *peerServer) Transfer(ctx context.Context, req *v1.TransferRequest) (*v1
 	return &v1.TransferResponse{Message: answer}, answered(answer, err)
 }
 
-// incoming counts the secrets that crossed with a session; at the destination they are promoted or discarded with its end.
-type incoming struct{ count atomic.Uint32 }
+// incoming counts the secrets that crossed with a session; at the destination they are promoted or discarded with its end, and with them a state
+// key that was made for it here.
+type incoming struct {
+	count atomic.Uint32
+	made  atomic.Bool
+}
 
 func (i *incoming) tookSecrets()     { i.count.Add(1) }
-func (i *incoming) hasSecrets() bool { return i.count.Load() > 0 }
+func (i *incoming) mayHoldSecrets()  { i.made.Store(true) }
+func (i *incoming) hasSecrets() bool { return i.secrets() > 0 || i.made.Load() }
 func (i *incoming) secrets() uint32  { return i.count.Load() }
 
 // promote makes the secrets that came with a session this node's own. The destination does it before it says that it has committed: from then on

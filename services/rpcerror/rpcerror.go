@@ -96,7 +96,8 @@ func code(reason v1.Reason) codes.Code {
 		return codes.Internal
 	case v1.Reason_REASON_INVALID_REQUEST, v1.Reason_REASON_SAME_NODE:
 		return codes.InvalidArgument
-	case v1.Reason_REASON_NO_SESSION, v1.Reason_REASON_NO_SECRET, v1.Reason_REASON_NO_RECEIPT, v1.Reason_REASON_UNKNOWN_PEER:
+	case v1.Reason_REASON_NO_SESSION, v1.Reason_REASON_NO_SECRET, v1.Reason_REASON_NO_RECEIPT, v1.Reason_REASON_UNKNOWN_PEER,
+		v1.Reason_REASON_NO_STATE_KEY:
 		return codes.NotFound
 	case v1.Reason_REASON_PEER_UNAVAILABLE, v1.Reason_REASON_DRAINING:
 		return codes.Unavailable
@@ -106,9 +107,11 @@ func code(reason v1.Reason) codes.Code {
 		return codes.AlreadyExists
 	case v1.Reason_REASON_ABORTED, v1.Reason_REASON_RESTARTED, v1.Reason_REASON_SESSION_EXPIRED, v1.Reason_REASON_SESSION_CONFLICT:
 		return codes.Aborted
-	case v1.Reason_REASON_CIPHERTEXT_INVALID, v1.Reason_REASON_CIPHERTEXT_TRUNCATED, v1.Reason_REASON_SEALED_DATA_INVALID:
+	case v1.Reason_REASON_CIPHERTEXT_INVALID, v1.Reason_REASON_CIPHERTEXT_TRUNCATED, v1.Reason_REASON_SEALED_DATA_INVALID,
+		v1.Reason_REASON_STATE_ROLLED_BACK, v1.Reason_REASON_STATE_NOT_RECORDED:
 		return codes.DataLoss
-	case v1.Reason_REASON_NO_ARMED_SESSION, v1.Reason_REASON_WRONG_STATE, v1.Reason_REASON_UNSAFE_MIGRATION, v1.Reason_REASON_HELPER_NOT_ATTACHED:
+	case v1.Reason_REASON_NO_ARMED_SESSION, v1.Reason_REASON_WRONG_STATE, v1.Reason_REASON_UNSAFE_MIGRATION, v1.Reason_REASON_HELPER_NOT_ATTACHED,
+		v1.Reason_REASON_STATE_KEY_UNUSED:
 		return codes.FailedPrecondition
 	default:
 		return codes.PermissionDenied

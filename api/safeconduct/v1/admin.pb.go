@@ -442,6 +442,307 @@ func (x *DrainResponse) GetAborted() []*Session {
 	return nil
 }
 
+type ListStatesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all VMs.
+	InstanceId    string `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStatesRequest) Reset() {
+	*x = ListStatesRequest{}
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStatesRequest) ProtoMessage() {}
+
+func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStatesRequest.ProtoReflect.Descriptor instead.
+func (*ListStatesRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListStatesRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+type ListStatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	States        []*RecordedState       `protobuf:"bytes,1,rep,name=states,proto3" json:"states,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStatesResponse) Reset() {
+	*x = ListStatesResponse{}
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStatesResponse) ProtoMessage() {}
+
+func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStatesResponse.ProtoReflect.Descriptor instead.
+func (*ListStatesResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListStatesResponse) GetStates() []*RecordedState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+type RecordedState struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// Of the state that was recorded last on this node; 0: none was.
+	Generation uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Its digest, 32 bytes; empty: none was.
+	Digest     []byte                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	RecordedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=recorded_at,json=recordedAt,proto3" json:"recorded_at,omitempty"`
+	// The key came with a session and waits for its commit.
+	Incoming bool `protobuf:"varint,5,opt,name=incoming,proto3" json:"incoming,omitempty"`
+	// Digest of a state that was refused since; empty: none.
+	RefusedDigest []byte                 `protobuf:"bytes,6,opt,name=refused_digest,json=refusedDigest,proto3" json:"refused_digest,omitempty"`
+	RefusedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
+	// REASON_STATE_ROLLED_BACK or REASON_STATE_NOT_RECORDED.
+	RefusedReason Reason `protobuf:"varint,8,opt,name=refused_reason,json=refusedReason,proto3,enum=safeconduct.v1.Reason" json:"refused_reason,omitempty"`
+	// Of a state that was rolled back: its generation.
+	RefusedGeneration uint64 `protobuf:"varint,9,opt,name=refused_generation,json=refusedGeneration,proto3" json:"refused_generation,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RecordedState) Reset() {
+	*x = RecordedState{}
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordedState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordedState) ProtoMessage() {}
+
+func (x *RecordedState) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordedState.ProtoReflect.Descriptor instead.
+func (*RecordedState) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RecordedState) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *RecordedState) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RecordedState) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *RecordedState) GetRecordedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RecordedAt
+	}
+	return nil
+}
+
+func (x *RecordedState) GetIncoming() bool {
+	if x != nil {
+		return x.Incoming
+	}
+	return false
+}
+
+func (x *RecordedState) GetRefusedDigest() []byte {
+	if x != nil {
+		return x.RefusedDigest
+	}
+	return nil
+}
+
+func (x *RecordedState) GetRefusedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefusedAt
+	}
+	return nil
+}
+
+func (x *RecordedState) GetRefusedReason() Reason {
+	if x != nil {
+		return x.RefusedReason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *RecordedState) GetRefusedGeneration() uint64 {
+	if x != nil {
+		return x.RefusedGeneration
+	}
+	return 0
+}
+
+type AcceptStateRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// 32 bytes: the refused_digest.
+	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptStateRequest) Reset() {
+	*x = AcceptStateRequest{}
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptStateRequest) ProtoMessage() {}
+
+func (x *AcceptStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptStateRequest.ProtoReflect.Descriptor instead.
+func (*AcceptStateRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AcceptStateRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *AcceptStateRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type AcceptStateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The state's new generation.
+	Generation    uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptStateResponse) Reset() {
+	*x = AcceptStateResponse{}
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptStateResponse) ProtoMessage() {}
+
+func (x *AcceptStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptStateResponse.ProtoReflect.Descriptor instead.
+func (*AcceptStateResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AcceptStateResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 var File_safeconduct_v1_admin_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_admin_proto_rawDesc = "" +
@@ -482,11 +783,42 @@ const file_safeconduct_v1_admin_proto_rawDesc = "" +
 	"\rDrainResponse\x12#\n" +
 	"\ropen_sessions\x18\x01 \x01(\rR\fopenSessions\x12\x18\n" +
 	"\adrained\x18\x02 \x01(\bR\adrained\x121\n" +
-	"\aaborted\x18\x03 \x03(\v2\x17.safeconduct.v1.SessionR\aaborted2\xf1\x01\n" +
+	"\aaborted\x18\x03 \x03(\v2\x17.safeconduct.v1.SessionR\aaborted\"4\n" +
+	"\x11ListStatesRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\"K\n" +
+	"\x12ListStatesResponse\x125\n" +
+	"\x06states\x18\x01 \x03(\v2\x1d.safeconduct.v1.RecordedStateR\x06states\"\x91\x03\n" +
+	"\rRecordedState\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\x12;\n" +
+	"\vrecorded_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"recordedAt\x12\x1a\n" +
+	"\bincoming\x18\x05 \x01(\bR\bincoming\x12%\n" +
+	"\x0erefused_digest\x18\x06 \x01(\fR\rrefusedDigest\x129\n" +
+	"\n" +
+	"refused_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\trefusedAt\x12=\n" +
+	"\x0erefused_reason\x18\b \x01(\x0e2\x16.safeconduct.v1.ReasonR\rrefusedReason\x12-\n" +
+	"\x12refused_generation\x18\t \x01(\x04R\x11refusedGeneration\"M\n" +
+	"\x12AcceptStateRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\"5\n" +
+	"\x13AcceptStateResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation2\x9e\x03\n" +
 	"\fAdminService\x12P\n" +
 	"\tGetStatus\x12 .safeconduct.v1.GetStatusRequest\x1a!.safeconduct.v1.GetStatusResponse\x12G\n" +
 	"\x06Reload\x12\x1d.safeconduct.v1.ReloadRequest\x1a\x1e.safeconduct.v1.ReloadResponse\x12F\n" +
-	"\x05Drain\x12\x1c.safeconduct.v1.DrainRequest\x1a\x1d.safeconduct.v1.DrainResponse0\x01BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\x05Drain\x12\x1c.safeconduct.v1.DrainRequest\x1a\x1d.safeconduct.v1.DrainResponse0\x01\x12S\n" +
+	"\n" +
+	"ListStates\x12!.safeconduct.v1.ListStatesRequest\x1a\".safeconduct.v1.ListStatesResponse\x12V\n" +
+	"\vAcceptState\x12\".safeconduct.v1.AcceptStateRequest\x1a#.safeconduct.v1.AcceptStateResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_admin_proto_rawDescOnce sync.Once
@@ -500,7 +832,7 @@ func file_safeconduct_v1_admin_proto_rawDescGZIP() []byte {
 	return file_safeconduct_v1_admin_proto_rawDescData
 }
 
-var file_safeconduct_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_safeconduct_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_safeconduct_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: safeconduct.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: safeconduct.v1.GetStatusResponse
@@ -508,33 +840,47 @@ var file_safeconduct_v1_admin_proto_goTypes = []any{
 	(*ReloadResponse)(nil),        // 3: safeconduct.v1.ReloadResponse
 	(*DrainRequest)(nil),          // 4: safeconduct.v1.DrainRequest
 	(*DrainResponse)(nil),         // 5: safeconduct.v1.DrainResponse
-	(Mode)(0),                     // 6: safeconduct.v1.Mode
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
-	(*Attested)(nil),              // 8: safeconduct.v1.Attested
-	(*Refusal)(nil),               // 9: safeconduct.v1.Refusal
-	(*Session)(nil),               // 10: safeconduct.v1.Session
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*ListStatesRequest)(nil),     // 6: safeconduct.v1.ListStatesRequest
+	(*ListStatesResponse)(nil),    // 7: safeconduct.v1.ListStatesResponse
+	(*RecordedState)(nil),         // 8: safeconduct.v1.RecordedState
+	(*AcceptStateRequest)(nil),    // 9: safeconduct.v1.AcceptStateRequest
+	(*AcceptStateResponse)(nil),   // 10: safeconduct.v1.AcceptStateResponse
+	(Mode)(0),                     // 11: safeconduct.v1.Mode
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*Attested)(nil),              // 13: safeconduct.v1.Attested
+	(*Refusal)(nil),               // 14: safeconduct.v1.Refusal
+	(*Session)(nil),               // 15: safeconduct.v1.Session
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(Reason)(0),                   // 17: safeconduct.v1.Reason
 }
 var file_safeconduct_v1_admin_proto_depIdxs = []int32{
-	6,  // 0: safeconduct.v1.GetStatusResponse.mode:type_name -> safeconduct.v1.Mode
-	7,  // 1: safeconduct.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	8,  // 2: safeconduct.v1.GetStatusResponse.attested:type_name -> safeconduct.v1.Attested
-	9,  // 3: safeconduct.v1.GetStatusResponse.own_refusal:type_name -> safeconduct.v1.Refusal
-	7,  // 4: safeconduct.v1.GetStatusResponse.collateral_expires_at:type_name -> google.protobuf.Timestamp
-	10, // 5: safeconduct.v1.ReloadResponse.aborted:type_name -> safeconduct.v1.Session
-	11, // 6: safeconduct.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
-	10, // 7: safeconduct.v1.DrainResponse.aborted:type_name -> safeconduct.v1.Session
-	0,  // 8: safeconduct.v1.AdminService.GetStatus:input_type -> safeconduct.v1.GetStatusRequest
-	2,  // 9: safeconduct.v1.AdminService.Reload:input_type -> safeconduct.v1.ReloadRequest
-	4,  // 10: safeconduct.v1.AdminService.Drain:input_type -> safeconduct.v1.DrainRequest
-	1,  // 11: safeconduct.v1.AdminService.GetStatus:output_type -> safeconduct.v1.GetStatusResponse
-	3,  // 12: safeconduct.v1.AdminService.Reload:output_type -> safeconduct.v1.ReloadResponse
-	5,  // 13: safeconduct.v1.AdminService.Drain:output_type -> safeconduct.v1.DrainResponse
-	11, // [11:14] is the sub-list for method output_type
-	8,  // [8:11] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	11, // 0: safeconduct.v1.GetStatusResponse.mode:type_name -> safeconduct.v1.Mode
+	12, // 1: safeconduct.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	13, // 2: safeconduct.v1.GetStatusResponse.attested:type_name -> safeconduct.v1.Attested
+	14, // 3: safeconduct.v1.GetStatusResponse.own_refusal:type_name -> safeconduct.v1.Refusal
+	12, // 4: safeconduct.v1.GetStatusResponse.collateral_expires_at:type_name -> google.protobuf.Timestamp
+	15, // 5: safeconduct.v1.ReloadResponse.aborted:type_name -> safeconduct.v1.Session
+	16, // 6: safeconduct.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
+	15, // 7: safeconduct.v1.DrainResponse.aborted:type_name -> safeconduct.v1.Session
+	8,  // 8: safeconduct.v1.ListStatesResponse.states:type_name -> safeconduct.v1.RecordedState
+	12, // 9: safeconduct.v1.RecordedState.recorded_at:type_name -> google.protobuf.Timestamp
+	12, // 10: safeconduct.v1.RecordedState.refused_at:type_name -> google.protobuf.Timestamp
+	17, // 11: safeconduct.v1.RecordedState.refused_reason:type_name -> safeconduct.v1.Reason
+	0,  // 12: safeconduct.v1.AdminService.GetStatus:input_type -> safeconduct.v1.GetStatusRequest
+	2,  // 13: safeconduct.v1.AdminService.Reload:input_type -> safeconduct.v1.ReloadRequest
+	4,  // 14: safeconduct.v1.AdminService.Drain:input_type -> safeconduct.v1.DrainRequest
+	6,  // 15: safeconduct.v1.AdminService.ListStates:input_type -> safeconduct.v1.ListStatesRequest
+	9,  // 16: safeconduct.v1.AdminService.AcceptState:input_type -> safeconduct.v1.AcceptStateRequest
+	1,  // 17: safeconduct.v1.AdminService.GetStatus:output_type -> safeconduct.v1.GetStatusResponse
+	3,  // 18: safeconduct.v1.AdminService.Reload:output_type -> safeconduct.v1.ReloadResponse
+	5,  // 19: safeconduct.v1.AdminService.Drain:output_type -> safeconduct.v1.DrainResponse
+	7,  // 20: safeconduct.v1.AdminService.ListStates:output_type -> safeconduct.v1.ListStatesResponse
+	10, // 21: safeconduct.v1.AdminService.AcceptState:output_type -> safeconduct.v1.AcceptStateResponse
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_safeconduct_v1_admin_proto_init() }
@@ -549,7 +895,7 @@ func file_safeconduct_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_admin_proto_rawDesc), len(file_safeconduct_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,9 +19,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_GetStatus_FullMethodName = "/safeconduct.v1.AdminService/GetStatus"
-	AdminService_Reload_FullMethodName    = "/safeconduct.v1.AdminService/Reload"
-	AdminService_Drain_FullMethodName     = "/safeconduct.v1.AdminService/Drain"
+	AdminService_GetStatus_FullMethodName   = "/safeconduct.v1.AdminService/GetStatus"
+	AdminService_Reload_FullMethodName      = "/safeconduct.v1.AdminService/Reload"
+	AdminService_Drain_FullMethodName       = "/safeconduct.v1.AdminService/Drain"
+	AdminService_ListStates_FullMethodName  = "/safeconduct.v1.AdminService/ListStates"
+	AdminService_AcceptState_FullMethodName = "/safeconduct.v1.AdminService/AcceptState"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -39,6 +41,11 @@ type AdminServiceClient interface {
 	// Drain stops the node from taking new sessions, waits for the open ones to end, aborts those that have not by the deadline, and then
 	// stops the service. It streams what is still open.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainResponse], error)
+	// ListStates says which vTPM states at rest are under a key of the enclave, which generation was recorded last, and what was refused since.
+	ListStates(ctx context.Context, in *ListStatesRequest, opts ...grpc.CallOption) (*ListStatesResponse, error)
+	// AcceptState makes a state at rest that was refused the one that counts: the operator knows why it is not the one that was recorded. Only the digest
+	// that was refused last can be accepted. Logged.
+	AcceptState(ctx context.Context, in *AcceptStateRequest, opts ...grpc.CallOption) (*AcceptStateResponse, error)
 }
 
 type adminServiceClient struct {
@@ -88,6 +95,26 @@ func (c *adminServiceClient) Drain(ctx context.Context, in *DrainRequest, opts .
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_DrainClient = grpc.ServerStreamingClient[DrainResponse]
 
+func (c *adminServiceClient) ListStates(ctx context.Context, in *ListStatesRequest, opts ...grpc.CallOption) (*ListStatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListStatesResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListStates_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) AcceptState(ctx context.Context, in *AcceptStateRequest, opts ...grpc.CallOption) (*AcceptStateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcceptStateResponse)
+	err := c.cc.Invoke(ctx, AdminService_AcceptState_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -103,6 +130,11 @@ type AdminServiceServer interface {
 	// Drain stops the node from taking new sessions, waits for the open ones to end, aborts those that have not by the deadline, and then
 	// stops the service. It streams what is still open.
 	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error
+	// ListStates says which vTPM states at rest are under a key of the enclave, which generation was recorded last, and what was refused since.
+	ListStates(context.Context, *ListStatesRequest) (*ListStatesResponse, error)
+	// AcceptState makes a state at rest that was refused the one that counts: the operator knows why it is not the one that was recorded. Only the digest
+	// that was refused last can be accepted. Logged.
+	AcceptState(context.Context, *AcceptStateRequest) (*AcceptStateResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -121,6 +153,12 @@ func (UnimplementedAdminServiceServer) Reload(context.Context, *ReloadRequest) (
 }
 func (UnimplementedAdminServiceServer) Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error {
 	return status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedAdminServiceServer) ListStates(context.Context, *ListStatesRequest) (*ListStatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListStates not implemented")
+}
+func (UnimplementedAdminServiceServer) AcceptState(context.Context, *AcceptStateRequest) (*AcceptStateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptState not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -190,6 +228,42 @@ func _AdminService_Drain_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_DrainServer = grpc.ServerStreamingServer[DrainResponse]
 
+func _AdminService_ListStates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListStatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListStates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListStates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListStates(ctx, req.(*ListStatesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_AcceptState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptStateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).AcceptState(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_AcceptState_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).AcceptState(ctx, req.(*AcceptStateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -204,6 +278,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Reload",
 			Handler:    _AdminService_Reload_Handler,
+		},
+		{
+			MethodName: "ListStates",
+			Handler:    _AdminService_ListStates_Handler,
+		},
+		{
+			MethodName: "AcceptState",
+			Handler:    _AdminService_AcceptState_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

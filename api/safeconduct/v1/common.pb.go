@@ -415,6 +415,14 @@ const (
 	Reason_REASON_HELPER_NOT_ATTACHED Reason = 44
 	// Another helper is attached for the VM.
 	Reason_REASON_HELPER_CONFLICT Reason = 45
+	// The vTPM's state at rest is one of an earlier generation than was recorded last.
+	Reason_REASON_STATE_ROLLED_BACK Reason = 46
+	// The vTPM's state at rest is none that was recorded.
+	Reason_REASON_STATE_NOT_RECORDED Reason = 47
+	// There is state at rest for the VM, but this node's enclave has no key for it.
+	Reason_REASON_NO_STATE_KEY Reason = 48
+	// The VM's state rests under a key of the enclave, and this host's helper would write it without.
+	Reason_REASON_STATE_KEY_UNUSED Reason = 49
 )
 
 // Enum value maps for Reason.
@@ -466,6 +474,10 @@ var (
 		43: "REASON_NO_RECEIPT",
 		44: "REASON_HELPER_NOT_ATTACHED",
 		45: "REASON_HELPER_CONFLICT",
+		46: "REASON_STATE_ROLLED_BACK",
+		47: "REASON_STATE_NOT_RECORDED",
+		48: "REASON_NO_STATE_KEY",
+		49: "REASON_STATE_KEY_UNUSED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":             0,
@@ -514,6 +526,10 @@ var (
 		"REASON_NO_RECEIPT":              43,
 		"REASON_HELPER_NOT_ATTACHED":     44,
 		"REASON_HELPER_CONFLICT":         45,
+		"REASON_STATE_ROLLED_BACK":       46,
+		"REASON_STATE_NOT_RECORDED":      47,
+		"REASON_NO_STATE_KEY":            48,
+		"REASON_STATE_KEY_UNUSED":        49,
 	}
 )
 
@@ -1356,7 +1372,7 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"\x16STATE_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14STATE_TYPE_PERMANENT\x10\x01\x12\x17\n" +
 	"\x13STATE_TYPE_VOLATILE\x10\x02\x12\x18\n" +
-	"\x14STATE_TYPE_SAVESTATE\x10\x03*\x84\n" +
+	"\x14STATE_TYPE_SAVESTATE\x10\x03*\xf7\n" +
 	"\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
@@ -1405,7 +1421,11 @@ const file_safeconduct_v1_common_proto_rawDesc = "" +
 	"\x16REASON_SECRET_CONFLICT\x10*\x12\x15\n" +
 	"\x11REASON_NO_RECEIPT\x10+\x12\x1e\n" +
 	"\x1aREASON_HELPER_NOT_ATTACHED\x10,\x12\x1a\n" +
-	"\x16REASON_HELPER_CONFLICT\x10-BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\x16REASON_HELPER_CONFLICT\x10-\x12\x1c\n" +
+	"\x18REASON_STATE_ROLLED_BACK\x10.\x12\x1d\n" +
+	"\x19REASON_STATE_NOT_RECORDED\x10/\x12\x17\n" +
+	"\x13REASON_NO_STATE_KEY\x100\x12\x1b\n" +
+	"\x17REASON_STATE_KEY_UNUSED\x101BEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_common_proto_rawDescOnce sync.Once

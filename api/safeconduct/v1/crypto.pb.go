@@ -957,6 +957,238 @@ func (x *DeriveKeyResponse) GetSessionId() []byte {
 	return nil
 }
 
+type OpenStateRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// Digest of the state at rest, 32 bytes (docs/keys.md, "State at rest"). Empty: there is none, and a new vTPM begins.
+	Digest []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The state that counts comes by UnprotectState: what is at rest now, on storage that both nodes share, is the source's and is not looked at.
+	// Accepted under an incoming session only.
+	StateFollows  bool `protobuf:"varint,3,opt,name=state_follows,json=stateFollows,proto3" json:"state_follows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenStateRequest) Reset() {
+	*x = OpenStateRequest{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenStateRequest) ProtoMessage() {}
+
+func (x *OpenStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenStateRequest.ProtoReflect.Descriptor instead.
+func (*OpenStateRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *OpenStateRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *OpenStateRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *OpenStateRequest) GetStateFollows() bool {
+	if x != nil {
+		return x.StateFollows
+	}
+	return false
+}
+
+type OpenStateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 32 bytes, for AES-256-CBC.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Of the state that was recorded last on this node; 0: none was.
+	Generation uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Its digest; empty: none was.
+	Recorded      []byte `protobuf:"bytes,3,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenStateResponse) Reset() {
+	*x = OpenStateResponse{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenStateResponse) ProtoMessage() {}
+
+func (x *OpenStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenStateResponse.ProtoReflect.Descriptor instead.
+func (*OpenStateResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *OpenStateResponse) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *OpenStateResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *OpenStateResponse) GetRecorded() []byte {
+	if x != nil {
+		return x.Recorded
+	}
+	return nil
+}
+
+type RecordStateRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	InstanceId string                 `protobuf:"bytes,1,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// Digest of the state that was recorded last, as OpenState or the last RecordState left it; empty: none was.
+	Previous []byte `protobuf:"bytes,2,opt,name=previous,proto3" json:"previous,omitempty"`
+	// Digest of the state that swtpm has written, 32 bytes. It must be durable by now.
+	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordStateRequest) Reset() {
+	*x = RecordStateRequest{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordStateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordStateRequest) ProtoMessage() {}
+
+func (x *RecordStateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordStateRequest.ProtoReflect.Descriptor instead.
+func (*RecordStateRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RecordStateRequest) GetInstanceId() string {
+	if x != nil {
+		return x.InstanceId
+	}
+	return ""
+}
+
+func (x *RecordStateRequest) GetPrevious() []byte {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *RecordStateRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type RecordStateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordStateResponse) Reset() {
+	*x = RecordStateResponse{}
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordStateResponse) ProtoMessage() {}
+
+func (x *RecordStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_crypto_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordStateResponse.ProtoReflect.Descriptor instead.
+func (*RecordStateResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_crypto_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RecordStateResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 var File_safeconduct_v1_crypto_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_crypto_proto_rawDesc = "" +
@@ -1015,18 +1247,40 @@ const file_safeconduct_v1_crypto_proto_rawDesc = "" +
 	"\x11DeriveKeyResponse\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x02 \x01(\fR\tsessionId*S\n" +
+	"session_id\x18\x02 \x01(\fR\tsessionId\"p\n" +
+	"\x10OpenStateRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12#\n" +
+	"\rstate_follows\x18\x03 \x01(\bR\fstateFollows\"a\n" +
+	"\x11OpenStateResponse\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1a\n" +
+	"\brecorded\x18\x03 \x01(\fR\brecorded\"i\n" +
+	"\x12RecordStateRequest\x12\x1f\n" +
+	"\vinstance_id\x18\x01 \x01(\tR\n" +
+	"instanceId\x12\x1a\n" +
+	"\bprevious\x18\x02 \x01(\fR\bprevious\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\"5\n" +
+	"\x13RecordStateResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation*S\n" +
 	"\tLocalSave\x12\x1a\n" +
 	"\x16LOCAL_SAVE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11LOCAL_SAVE_REFUSE\x10\x01\x12\x13\n" +
-	"\x0fLOCAL_SAVE_SEAL\x10\x022\xb4\x04\n" +
+	"\x0fLOCAL_SAVE_SEAL\x10\x022\xde\x05\n" +
 	"\rCryptoService\x12I\n" +
 	"\x06Attach\x12\x1d.safeconduct.v1.AttachRequest\x1a\x1e.safeconduct.v1.AttachResponse0\x01\x12]\n" +
 	"\fProtectState\x12#.safeconduct.v1.ProtectStateRequest\x1a$.safeconduct.v1.ProtectStateResponse(\x010\x01\x12c\n" +
 	"\x0eUnprotectState\x12%.safeconduct.v1.UnprotectStateRequest\x1a&.safeconduct.v1.UnprotectStateResponse(\x010\x01\x12]\n" +
 	"\fProtectImage\x12#.safeconduct.v1.ProtectImageRequest\x1a$.safeconduct.v1.ProtectImageResponse(\x010\x01\x12c\n" +
 	"\x0eUnprotectImage\x12%.safeconduct.v1.UnprotectImageRequest\x1a&.safeconduct.v1.UnprotectImageResponse(\x010\x01\x12P\n" +
-	"\tDeriveKey\x12 .safeconduct.v1.DeriveKeyRequest\x1a!.safeconduct.v1.DeriveKeyResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\tDeriveKey\x12 .safeconduct.v1.DeriveKeyRequest\x1a!.safeconduct.v1.DeriveKeyResponse\x12P\n" +
+	"\tOpenState\x12 .safeconduct.v1.OpenStateRequest\x1a!.safeconduct.v1.OpenStateResponse\x12V\n" +
+	"\vRecordState\x12\".safeconduct.v1.RecordStateRequest\x1a#.safeconduct.v1.RecordStateResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_crypto_proto_rawDescOnce sync.Once
@@ -1041,7 +1295,7 @@ func file_safeconduct_v1_crypto_proto_rawDescGZIP() []byte {
 }
 
 var file_safeconduct_v1_crypto_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_safeconduct_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_safeconduct_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_safeconduct_v1_crypto_proto_goTypes = []any{
 	(LocalSave)(0),                 // 0: safeconduct.v1.LocalSave
 	(*AttachRequest)(nil),          // 1: safeconduct.v1.AttachRequest
@@ -1058,11 +1312,15 @@ var file_safeconduct_v1_crypto_proto_goTypes = []any{
 	(*UnprotectImageResponse)(nil), // 12: safeconduct.v1.UnprotectImageResponse
 	(*DeriveKeyRequest)(nil),       // 13: safeconduct.v1.DeriveKeyRequest
 	(*DeriveKeyResponse)(nil),      // 14: safeconduct.v1.DeriveKeyResponse
-	(StateType)(0),                 // 15: safeconduct.v1.StateType
+	(*OpenStateRequest)(nil),       // 15: safeconduct.v1.OpenStateRequest
+	(*OpenStateResponse)(nil),      // 16: safeconduct.v1.OpenStateResponse
+	(*RecordStateRequest)(nil),     // 17: safeconduct.v1.RecordStateRequest
+	(*RecordStateResponse)(nil),    // 18: safeconduct.v1.RecordStateResponse
+	(StateType)(0),                 // 19: safeconduct.v1.StateType
 }
 var file_safeconduct_v1_crypto_proto_depIdxs = []int32{
 	0,  // 0: safeconduct.v1.AttachResponse.local_save:type_name -> safeconduct.v1.LocalSave
-	15, // 1: safeconduct.v1.StateHeader.type:type_name -> safeconduct.v1.StateType
+	19, // 1: safeconduct.v1.StateHeader.type:type_name -> safeconduct.v1.StateType
 	3,  // 2: safeconduct.v1.ProtectStateRequest.header:type_name -> safeconduct.v1.StateHeader
 	3,  // 3: safeconduct.v1.UnprotectStateRequest.header:type_name -> safeconduct.v1.StateHeader
 	8,  // 4: safeconduct.v1.ProtectImageRequest.header:type_name -> safeconduct.v1.ImageHeader
@@ -1073,14 +1331,18 @@ var file_safeconduct_v1_crypto_proto_depIdxs = []int32{
 	9,  // 9: safeconduct.v1.CryptoService.ProtectImage:input_type -> safeconduct.v1.ProtectImageRequest
 	11, // 10: safeconduct.v1.CryptoService.UnprotectImage:input_type -> safeconduct.v1.UnprotectImageRequest
 	13, // 11: safeconduct.v1.CryptoService.DeriveKey:input_type -> safeconduct.v1.DeriveKeyRequest
-	2,  // 12: safeconduct.v1.CryptoService.Attach:output_type -> safeconduct.v1.AttachResponse
-	5,  // 13: safeconduct.v1.CryptoService.ProtectState:output_type -> safeconduct.v1.ProtectStateResponse
-	7,  // 14: safeconduct.v1.CryptoService.UnprotectState:output_type -> safeconduct.v1.UnprotectStateResponse
-	10, // 15: safeconduct.v1.CryptoService.ProtectImage:output_type -> safeconduct.v1.ProtectImageResponse
-	12, // 16: safeconduct.v1.CryptoService.UnprotectImage:output_type -> safeconduct.v1.UnprotectImageResponse
-	14, // 17: safeconduct.v1.CryptoService.DeriveKey:output_type -> safeconduct.v1.DeriveKeyResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
+	15, // 12: safeconduct.v1.CryptoService.OpenState:input_type -> safeconduct.v1.OpenStateRequest
+	17, // 13: safeconduct.v1.CryptoService.RecordState:input_type -> safeconduct.v1.RecordStateRequest
+	2,  // 14: safeconduct.v1.CryptoService.Attach:output_type -> safeconduct.v1.AttachResponse
+	5,  // 15: safeconduct.v1.CryptoService.ProtectState:output_type -> safeconduct.v1.ProtectStateResponse
+	7,  // 16: safeconduct.v1.CryptoService.UnprotectState:output_type -> safeconduct.v1.UnprotectStateResponse
+	10, // 17: safeconduct.v1.CryptoService.ProtectImage:output_type -> safeconduct.v1.ProtectImageResponse
+	12, // 18: safeconduct.v1.CryptoService.UnprotectImage:output_type -> safeconduct.v1.UnprotectImageResponse
+	14, // 19: safeconduct.v1.CryptoService.DeriveKey:output_type -> safeconduct.v1.DeriveKeyResponse
+	16, // 20: safeconduct.v1.CryptoService.OpenState:output_type -> safeconduct.v1.OpenStateResponse
+	18, // 21: safeconduct.v1.CryptoService.RecordState:output_type -> safeconduct.v1.RecordStateResponse
+	14, // [14:22] is the sub-list for method output_type
+	6,  // [6:14] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1114,7 +1376,7 @@ func file_safeconduct_v1_crypto_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_crypto_proto_rawDesc), len(file_safeconduct_v1_crypto_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,8 @@ const (
 	CryptoService_ProtectImage_FullMethodName   = "/safeconduct.v1.CryptoService/ProtectImage"
 	CryptoService_UnprotectImage_FullMethodName = "/safeconduct.v1.CryptoService/UnprotectImage"
 	CryptoService_DeriveKey_FullMethodName      = "/safeconduct.v1.CryptoService/DeriveKey"
+	CryptoService_OpenState_FullMethodName      = "/safeconduct.v1.CryptoService/OpenState"
+	CryptoService_RecordState_FullMethodName    = "/safeconduct.v1.CryptoService/RecordState"
 )
 
 // CryptoServiceClient is the client API for CryptoService service.
@@ -50,6 +52,11 @@ type CryptoServiceClient interface {
 	// DeriveKey exports a key for a named purpose from a live session: the same on both nodes, and of no use for anything else. Policy says
 	// which purposes are allowed.
 	DeriveKey(ctx context.Context, in *DeriveKeyRequest, opts ...grpc.CallOption) (*DeriveKeyResponse, error)
+	// OpenState hands out the key under which swtpm keeps a VM's state at rest, to the helper that is about to start swtpm. The key is made when the
+	// VM has none and no state, sealed, and travels with the VM's secrets. The state must be the one that was recorded last.
+	OpenState(ctx context.Context, in *OpenStateRequest, opts ...grpc.CallOption) (*OpenStateResponse, error)
+	// RecordState notes that swtpm has written new state: it is the next generation, and the one that OpenState accepts.
+	RecordState(ctx context.Context, in *RecordStateRequest, opts ...grpc.CallOption) (*RecordStateResponse, error)
 }
 
 type cryptoServiceClient struct {
@@ -141,6 +148,26 @@ func (c *cryptoServiceClient) DeriveKey(ctx context.Context, in *DeriveKeyReques
 	return out, nil
 }
 
+func (c *cryptoServiceClient) OpenState(ctx context.Context, in *OpenStateRequest, opts ...grpc.CallOption) (*OpenStateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenStateResponse)
+	err := c.cc.Invoke(ctx, CryptoService_OpenState_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) RecordState(ctx context.Context, in *RecordStateRequest, opts ...grpc.CallOption) (*RecordStateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecordStateResponse)
+	err := c.cc.Invoke(ctx, CryptoService_RecordState_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CryptoServiceServer is the server API for CryptoService service.
 // All implementations must embed UnimplementedCryptoServiceServer
 // for forward compatibility.
@@ -164,6 +191,11 @@ type CryptoServiceServer interface {
 	// DeriveKey exports a key for a named purpose from a live session: the same on both nodes, and of no use for anything else. Policy says
 	// which purposes are allowed.
 	DeriveKey(context.Context, *DeriveKeyRequest) (*DeriveKeyResponse, error)
+	// OpenState hands out the key under which swtpm keeps a VM's state at rest, to the helper that is about to start swtpm. The key is made when the
+	// VM has none and no state, sealed, and travels with the VM's secrets. The state must be the one that was recorded last.
+	OpenState(context.Context, *OpenStateRequest) (*OpenStateResponse, error)
+	// RecordState notes that swtpm has written new state: it is the next generation, and the one that OpenState accepts.
+	RecordState(context.Context, *RecordStateRequest) (*RecordStateResponse, error)
 	mustEmbedUnimplementedCryptoServiceServer()
 }
 
@@ -191,6 +223,12 @@ func (UnimplementedCryptoServiceServer) UnprotectImage(grpc.BidiStreamingServer[
 }
 func (UnimplementedCryptoServiceServer) DeriveKey(context.Context, *DeriveKeyRequest) (*DeriveKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeriveKey not implemented")
+}
+func (UnimplementedCryptoServiceServer) OpenState(context.Context, *OpenStateRequest) (*OpenStateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OpenState not implemented")
+}
+func (UnimplementedCryptoServiceServer) RecordState(context.Context, *RecordStateRequest) (*RecordStateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecordState not implemented")
 }
 func (UnimplementedCryptoServiceServer) mustEmbedUnimplementedCryptoServiceServer() {}
 func (UnimplementedCryptoServiceServer) testEmbeddedByValue()                       {}
@@ -270,6 +308,42 @@ func _CryptoService_DeriveKey_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CryptoService_OpenState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenStateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).OpenState(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_OpenState_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).OpenState(ctx, req.(*OpenStateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_RecordState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecordStateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).RecordState(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_RecordState_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).RecordState(ctx, req.(*RecordStateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // CryptoService_ServiceDesc is the grpc.ServiceDesc for CryptoService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -280,6 +354,14 @@ var CryptoService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeriveKey",
 			Handler:    _CryptoService_DeriveKey_Handler,
+		},
+		{
+			MethodName: "OpenState",
+			Handler:    _CryptoService_OpenState_Handler,
+		},
+		{
+			MethodName: "RecordState",
+			Handler:    _CryptoService_RecordState_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -93,6 +93,8 @@ type entry struct {
 	// Of an incoming secret: its session, and whether it was handed out.
 	Session  []byte `json:"session,omitempty"`
 	Released bool   `json:"released,omitempty"`
+	// Of a state key: which state was written under it.
+	State *history `json:"state,omitempty"`
 }
 
 // Format keeps the secret out of fmt.
@@ -221,6 +223,9 @@ func checkID(id string) (string, error) {
 	if id == "" {
 		return DefaultID, nil
 	}
+	if id == StateKeyID {
+		return "", refusal.New(v1.Reason_REASON_INVALID_REQUEST, "secret_id %s names the key of a vTPM's state, which the enclave makes itself", id).On("secret_id")
+	}
 	if len(id) > maxID {
 		return "", refusal.New(v1.Reason_REASON_INVALID_REQUEST, "secret_id has %d characters, not 1 to %d", len(id), maxID).On("secret_id")
 	}
@@ -314,13 +319,23 @@ func (s *Store) snapshot(ctx context.Context, instance string) (*holdings, error
 	return h, err
 }
 
-// Receive seals a secret that came with a session.
-func (s *Store) Receive(ctx context.Context, session SessionID, instance, id string, secret []byte) error {
-	id, err := checkID(id)
-	if err != nil {
+// checkIncoming checks what another enclave has sent, and gives a secret without a name its own.
+func checkIncoming(id *string, secret []byte) (err error) {
+	if *id == StateKeyID {
+		if len(secret) != StateKeySize {
+			return refusal.New(v1.Reason_REASON_PROTOCOL_VIOLATION, "a state key of %d bytes, not %d", len(secret), StateKeySize)
+		}
+		return nil
+	}
+	if *id, err = checkID(*id); err != nil {
 		return err
 	}
-	if err := checkSecret(secret); err != nil {
+	return checkSecret(secret)
+}
+
+// Receive seals a secret that came with a session.
+func (s *Store) Receive(ctx context.Context, session SessionID, instance, id string, secret []byte) error {
+	if err := checkIncoming(&id, secret); err != nil {
 		return err
 	}
 	return s.change(ctx, instance, func(h *holdings) (bool, error) {
@@ -373,13 +388,13 @@ func (s *Store) ReleaseLocal(ctx context.Context, instance, id string) (secret [
 	return slices.Clone(e.Secret), e.ID, nil
 }
 
-// one finds the entry that is named, or the only one.
+// one finds the entry that is named, or the only one. A state key is no secret to be released: OpenState hands it out, to the VM's helper.
 func (h *holdings) one(instance, id string, among func(*entry) bool) (*entry, error) {
 	var found *entry
 	n := 0
 	for i := range h.Entries {
 		e := &h.Entries[i]
-		if among(e) && (id == "" || e.ID == id) {
+		if among(e) && !e.isStateKey() && (id == "" || e.ID == id) {
 			found = e
 			n++
 		}
@@ -467,26 +482,34 @@ func (s *Store) Forget(ctx context.Context, instance, id string) (bool, error) {
 
 // List says which secrets are here, of one VM or, if instance is empty, of all. Blobs that do not open are left out.
 func (s *Store) List(ctx context.Context, instance string) ([]Listed, error) {
+	var out []Listed
+	err := s.eachHolding(ctx, instance, func(name string, h *holdings) {
+		for _, e := range h.Entries {
+			out = append(out, Listed{Instance: name, ID: e.ID, At: e.At, Incoming: e.incoming()})
+		}
+	})
+	return out, err
+}
+
+// eachHolding calls f with the secrets of one VM or, if instance is empty, of each; they are wiped when f returns.
+func (s *Store) eachHolding(ctx context.Context, instance string, f func(instance string, h *holdings)) error {
 	names := []string{instance}
 	if instance == "" {
 		var err error
 		if names, err = s.sealed.List(kind); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	var out []Listed
 	for _, name := range names {
 		h, err := s.snapshot(ctx, name)
 		if errors.Is(err, refusal.Because(v1.Reason_REASON_SEALED_DATA_INVALID)) && instance == "" {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		for _, e := range h.Entries {
-			out = append(out, Listed{Instance: name, ID: e.ID, At: e.At, Incoming: e.incoming()})
-		}
+		f(name, h)
 		h.wipe()
 	}
-	return out, nil
+	return nil
 }
