@@ -67,6 +67,11 @@ lint-nova: ## deploy/nova by OpenStack's rules (flake8, hacking); stale stubs, s
 	cd deploy/nova && /usr/bin/python3 -m flake8 .
 	@./deploy/nova/generate.sh --check
 
+.PHONY: e2e-nova
+e2e-nova: build ## deploy/nova's client against real node services, under eventlet; root
+	@./test/deps.sh $(DEB_PACKAGES) $(DEB_NOVA)
+	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 10m -v ./test/nova/...
+
 .PHONY: verify-model
 verify-model: ## Check the session's model and its mutants with Spin (minutes)
 	@./test/model/run.sh

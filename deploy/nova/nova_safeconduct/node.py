@@ -9,6 +9,7 @@ import contextlib
 import os
 
 import grpc
+import grpc.experimental
 
 from nova_safeconduct import refusal
 from nova_safeconduct.rpc import admin_pb2
@@ -33,9 +34,11 @@ COMMITTED = common_pb2.SESSION_STATE_COMMITTED
 MODES = {'intel': common_pb2.MODE_INTEL,
          'simulated': common_pb2.MODE_SIMULATED}
 
-# What the pool's threads need to know of gRPC: no retries, no other
-# processes' channels, answers of any size that the node service gives.
 _CHANNEL_OPTIONS = (
+    # Streams are read in the thread that calls: otherwise gRPC starts another
+    # with what eventlet has made of threading, and waits for it for ever.
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+    # Nothing is shared with another channel.
     ('grpc.use_local_subchannel_pool', 1),
     ('grpc.enable_retries', 0),
     ('grpc.max_receive_message_length', 64 << 20),

@@ -1,6 +1,6 @@
-"""Makes an overlay of Nova: a directory that, first in PYTHONPATH, gives the
-installed Nova Safeconduct's driver and API change. No installed file is
-touched.
+"""Makes an overlay of Nova: a directory that, first in PYTHONPATH, gives
+Safeconduct's driver and API change to the installed Nova. No installed file
+is touched.
 
     python3 -m nova_safeconduct.overlay /usr/lib/safeconduct/nova
 
