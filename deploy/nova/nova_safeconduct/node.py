@@ -7,6 +7,8 @@ millisecond. Every call has a deadline.
 
 import contextlib
 import os
+import random
+import time
 
 import grpc
 import grpc.experimental
@@ -111,7 +113,24 @@ class Node:
                            admin_pb2.GetStatusRequest())
 
     def establish(self, instance, peer, role):
-        """Attests the peer and appraises its host; returns the session."""
+        """Attests the peer and appraises its host; returns the session.
+
+        A node takes so many handshakes at once, and in a second, from one
+        peer: when a host is emptied this waits for its turn.
+        """
+        give_up = time.monotonic() + self._options.establish_timeout
+        while True:
+            left = give_up - time.monotonic()
+            try:
+                return self._establish(instance, peer, role, left)
+            except refusal.Refusal as e:
+                pause = random.uniform(0.5, 1.5)
+                if e.reason != 'LIMIT_EXCEEDED' or (
+                        time.monotonic() + pause > give_up):
+                    raise
+            time.sleep(pause)
+
+    def _establish(self, instance, peer, role, timeout):
         request = migration_pb2.EstablishRequest(
             instance_id=instance, peer_host=peer, role=role,
             attempt_id=os.urandom(16))
@@ -124,7 +143,7 @@ class Node:
                     session = event.session
             return session
 
-        session = self._call(self._options.establish_timeout, call)
+        session = self._call(timeout, call)
         if session is None:
             raise refusal.Refusal('INTERNAL', 'the node service ended the '
                                   'handshake without a session')

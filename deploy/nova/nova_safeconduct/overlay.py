@@ -1,6 +1,6 @@
 """Makes an overlay of Nova: a directory that, first in PYTHONPATH, gives
-Safeconduct's driver and API change to the installed Nova. No installed file
-is touched.
+Safeconduct's driver and API change to the installed Nova. No installed file is
+touched.
 
     python3 -m nova_safeconduct.overlay /usr/lib/safeconduct/nova
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 
-EXTEND = '''"""Made by nova_safeconduct.overlay: this directory before Nova's."""
+EXTEND = '''"""Made by nova_safeconduct.overlay: this before Nova's own."""
 
 __path__ = __import__('pkgutil').extend_path(__path__, __name__)
 '''
