@@ -18,7 +18,7 @@ DEB_LIBVIRT := libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients ovmf tc
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 .PHONY: deps
 deps: ## Install what the demo and make e2e need (Debian 12; root or sudo)
@@ -97,6 +97,14 @@ bench: ## Benchmarks, summarised by benchstat (BENCHCOUNT runs, 5)
 	$(GO) test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./... | tee $(BUILD)/bench.txt
 	cd test/streambench && $(GO) test -run '^$$' -bench . -count $(BENCHCOUNT) ./... | tee -a ../../$(BUILD)/bench.txt
 	$(BENCHSTAT) $(BUILD)/bench.txt
+
+.PHONY: bench-migration
+BENCHROUNDS ?= 5
+BENCHMEMORY ?= 1024
+bench-migration: deps build ## What the tunnel costs beside TCP, QEMU's TLS and a plain relay (BENCHROUNDS, 5; BENCHMEMORY, 1024 MiB)
+	@mkdir -p $(BUILD)/demo/bin
+	$(GOBUILD) -o $(BUILD)/demo/bin/ ./test/vm/guest ./test/migrationbench
+	$(BUILD)/demo/bin/migrationbench --bin $(BUILD)/bin --guest $(BUILD)/demo/bin/guest --out $(BUILD) --rounds $(BENCHROUNDS) --memory $(BENCHMEMORY)
 
 .PHONY: lint
 lint: ## gofmt, vet, golangci-lint, buf lint, stale stubs, tidy go.mod

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/safeconduct/safeconduct/crypto/livestream"
 )
 
 // Patience is how long a tunnel waits for what.
@@ -56,6 +58,10 @@ type closeWriter interface{ CloseWrite() error }
 // relay passes bytes between a local connection and the tunnel until both directions have ended. When one fails, or ctx ends, both connections are closed
 // at once and without an end record: what QEMU sees, and what the other tunnel sees, is a connection that broke.
 func relay(ctx context.Context, p Patience, local net.Conn, remote *secured, f *flow) error {
+	if u, ok := local.(*net.UnixConn); ok {
+		// A whole record then fits while QEMU reads the last; the kernel bounds it, and without it all is well, only slower.
+		_ = u.SetWriteBuffer(2 * livestream.MaxRecord)
+	}
 	whole := ctx
 	group, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() {

@@ -72,12 +72,17 @@ type Host struct {
 	Config string
 	// LocalConfig is YAML that is added to its section "local", indented by two spaces.
 	LocalConfig string
+	// TunnelAddress is where the host's tunnel listens; empty for a host without one. TunnelDir is where its sockets are; empty means a directory in
+	// Dir.
+	TunnelAddress, TunnelDir string
 
 	// Dir is the host's own directory, TPM the socket of its TPM; set by Prepare.
 	Dir, TPM string
 	// Conn is a client of the running node service, which Daemon is.
 	Conn   *grpc.ClientConn
 	Daemon *Process
+	// Tunnel is the host's running tunnel.
+	Tunnel *Process
 	ppid   [16]byte
 }
 
@@ -217,6 +222,9 @@ func (c *Cluster) writePolicy(ctx context.Context) error {
 			c.References = appraise.Merge(c.References, own)
 		}
 		id := handshake.PlatformID(h.ppid, key)
+		if h.TunnelAddress != "" {
+			p.ExportedKeys = []string{policy.ExportTunnel}
+		}
 		p.Platforms = append(p.Platforms, policy.Platform{Host: h.Name, PlatformID: id[:], TPMKey: key})
 	}
 	p.Integrity = *c.References
