@@ -152,7 +152,7 @@ func (c *cloud) start(t *testing.T, n, peer *cloudNode, m simulated.Measurement)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	go func() {
-		n.ended <- service.Run(ctx, cfg, enclave, c.root, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		n.ended <- service.Run(ctx, cfg, enclave, c.root, &service.Log{Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Level: new(slog.LevelVar)})
 	}()
 	t.Cleanup(func() {
 		cancel()

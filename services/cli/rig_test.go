@@ -123,6 +123,7 @@ type fakeNode struct {
 	accepted  *v1.AcceptStateResponse
 	receipts  []*v1.ReceiptSummary
 	receipt   []byte
+	level     *v1.SetLogLevelResponse
 	// hold keeps a watch open until its caller goes.
 	hold bool
 
@@ -217,6 +218,10 @@ func (f *fakeNode) AcceptState(context.Context, *v1.AcceptStateRequest) (*v1.Acc
 
 func (f *fakeNode) Reload(context.Context, *v1.ReloadRequest) (*v1.ReloadResponse, error) {
 	return answer(f.reload)
+}
+
+func (f *fakeNode) SetLogLevel(context.Context, *v1.SetLogLevelRequest) (*v1.SetLogLevelResponse, error) {
+	return answer(f.level)
 }
 
 func (f *fakeNode) Drain(_ *v1.DrainRequest, s grpc.ServerStreamingServer[v1.DrainResponse]) error {

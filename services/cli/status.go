@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
+	"github.com/safeconduct/safeconduct/services/node/audit"
 )
 
 func statusCommand(a *app) *cobra.Command {
@@ -51,6 +52,7 @@ type statusView struct {
 	Attached            []string      `json:"attached_instances"`
 	Draining            bool          `json:"draining"`
 	CollateralExpiresAt string        `json:"collateral_expires_at,omitempty"`
+	AuditHead           string        `json:"audit_head,omitempty"`
 }
 
 func viewStatus(r *v1.GetStatusResponse) *statusView {
@@ -61,6 +63,9 @@ func viewStatus(r *v1.GetStatusResponse) *statusView {
 		Accepted: r.GetAcceptedByOwnPolicy(), Refusal: viewRefusal(r.GetOwnRefusal()), Attested: viewAttested(r.GetAttested()),
 		OpenSessions: r.GetOpenSessions(), Draining: r.GetDraining(), CollateralExpiresAt: stamp(r.GetCollateralExpiresAt()),
 		Attached: append([]string{}, r.GetAttachedInstances()...),
+	}
+	if len(r.GetAuditDigest()) == len(audit.Digest{}) {
+		v.AuditHead = audit.Head{Sequence: r.GetAuditSequence(), Digest: audit.Digest(r.GetAuditDigest())}.String()
 	}
 	if r.GetMode() != v1.Mode_MODE_INTEL {
 		v.Warning = modeLine(v.Mode)
@@ -84,6 +89,7 @@ func (v *statusView) print(s *sheet) {
 		s.field("root", a.Root)
 	}
 	s.field("collateral", when(v.CollateralExpiresAt != "", "expires "+v.CollateralExpiresAt))
+	s.field("audit head", v.AuditHead)
 	if r := v.Refusal; r != nil {
 		s.blank()
 		s.line("%s: %s", r.Reason, r.Message)

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -42,6 +44,8 @@ func (a *adminServer) GetStatus(ctx context.Context, _ *v1.GetStatusRequest) (*v
 		return nil, ctx.Err()
 	}
 	out.Attested, out.AcceptedByOwnPolicy, out.OwnRefusal = self.attested, self.refusal == nil, self.refusal.Proto()
+	head := a.audit.log.Head()
+	out.AuditSequence, out.AuditDigest = head.Sequence, head.Digest[:]
 	out.CollateralExpiresAt = self.attested.GetExpiresAt()
 	return out, nil
 }
@@ -148,6 +152,24 @@ func (n *node) awaitEnd(ctx context.Context, tell func(open uint32)) {
 			}
 		}
 	}
+}
+
+// SetLogLevel implements AdminService.
+func (a *adminServer) SetLogLevel(_ context.Context, req *v1.SetLogLevelRequest) (*v1.SetLogLevelResponse, error) {
+	out := &v1.SetLogLevelResponse{Previous: strings.ToLower(a.logLevel.Level().String())}
+	if text := req.GetLevel(); text != "" {
+		if !slices.Contains([]string{"debug", "info", "warn", "error"}, text) {
+			return nil, invalid("level", "level %.20q is not debug, info, warn or error", text)
+		}
+		var level slog.Level
+		if err := level.UnmarshalText([]byte(text)); err != nil {
+			return nil, invalid("level", "level: %v", err)
+		}
+		a.logLevel.Set(level)
+		a.log.Log(context.Background(), max(level, slog.LevelWarn), "the level of this log was changed", "level", text, "before", out.GetPrevious())
+	}
+	out.Level = strings.ToLower(a.logLevel.Level().String())
+	return out, nil
 }
 
 // begin opens a session unless the node drains.

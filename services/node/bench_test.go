@@ -55,7 +55,7 @@ func runChild(file string) {
 	defer stop()
 	keys, err := policy.ParseKeys(c.PolicyKeys)
 	fail(err)
-	fail(Run(ctx, c.Config, enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin, PolicyKeys: keys}, slog.New(slog.NewTextHandler(io.Discard, nil))))
+	fail(Run(ctx, c.Config, enclave, RootOfTrust{Mode: v1.Mode_MODE_SIMULATED, Pin: pin, PolicyKeys: keys}, &Log{slog.New(slog.NewTextHandler(io.Discard, nil)), new(slog.LevelVar)}))
 }
 
 // benchRig has the destination in a process of its own. Handshakes are not limited.

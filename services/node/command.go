@@ -69,16 +69,22 @@ It runs until SIGINT or SIGTERM. Sessions in flight are then aborted; their VMs 
 	return c
 }
 
-func newLog(w io.Writer, cfg config.Log) (*slog.Logger, error) {
-	var level slog.Level
+// Log is the diagnostic log, and the level that it has now.
+type Log struct {
+	*slog.Logger
+	Level *slog.LevelVar
+}
+
+func newLog(w io.Writer, cfg config.Log) (*Log, error) {
+	level := new(slog.LevelVar)
 	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
 		return nil, fmt.Errorf("log level: %w", err)
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if cfg.Format == "text" {
-		return slog.New(slog.NewTextHandler(w, options)), nil
+		return &Log{slog.New(slog.NewTextHandler(w, options)), level}, nil
 	}
-	return slog.New(slog.NewJSONHandler(w, options)), nil
+	return &Log{slog.New(slog.NewJSONHandler(w, options)), level}, nil
 }
 
 // simulatedSigner names the signer of simulated enclaves; nothing is signed.

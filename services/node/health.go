@@ -175,6 +175,19 @@ func (h *healthState) lastSelf() *standingOfSelf {
 	return h.self
 }
 
+// setAuditing follows the audit log, and returns what was wrong with it before. A record that was written does not make it well again: only all of them
+// being durable does.
+func (h *healthState) setAuditing(written bool, err error) (before error) {
+	h.mu.Lock()
+	before = h.auditing
+	same := err == nil && (written || before == nil)
+	h.mu.Unlock()
+	if !same {
+		h.change(func() { h.auditing = err })
+	}
+	return before
+}
+
 // soon makes watch check without waiting for its next turn.
 func (h *healthState) soon() {
 	select {

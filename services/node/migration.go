@@ -87,6 +87,7 @@ func (m *migrationServer) Establish(req *v1.EstablishRequest, stream grpc.Server
 	if err != nil {
 		return err
 	}
+	noteOf(ctx).made(s.Record().ID)
 	return stream.Send(&v1.EstablishResponse{Event: &v1.EstablishResponse_Session{Session: m.view(s.Record())}})
 }
 

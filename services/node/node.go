@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/safeconduct/safeconduct/services/node/escrow"
 	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/node/tracing"
 	"github.com/safeconduct/safeconduct/tee"
 )
 
@@ -72,6 +74,9 @@ type node struct {
 	blobs            *semaphore.Weighted
 	metrics          *metrics.Recorder
 	health           *healthState
+	audit            *auditor
+	tracing          *tracing.Tracing
+	logLevel         *slog.LevelVar
 	// ownKind is this node's own kind of platform, certificates when those of the peer port expire.
 	ownKind      collateral.Key
 	certificates map[string]time.Time
@@ -91,18 +96,29 @@ func secrets(s *session.Session) (*live, error) {
 }
 
 // events makes a session follow its handshake.
-func (n *node) events(s *session.Session, progress func(*v1.StepReport)) handshake.Events {
+func (n *node) events(ctx context.Context, s *session.Session, progress func(*v1.StepReport)) handshake.Events {
 	return handshake.Events{
 		Attested: func(id [16]byte) error { return s.Attested(session.ID(id)) },
 		Step: func(step *v1.StepReport) {
 			s.Step(step)
-			n.metrics.Step(step)
+			n.stepped(ctx, step)
 			n.logStep(s, step)
 			if progress != nil {
 				progress(step)
 			}
 		},
 	}
+}
+
+// stepped counts and traces one step of a handshake.
+func (n *node) stepped(ctx context.Context, step *v1.StepReport) {
+	n.metrics.Step(step)
+	reason := ""
+	if step.GetRefusal() != nil {
+		reason = refusal.Name(step.GetRefusal().GetReason())
+	}
+	name := strings.ToLower(strings.TrimPrefix(step.GetStep().String(), "STEP_"))
+	n.tracing.Past(ctx, name, step.GetElapsed().AsDuration(), reason)
 }
 
 func (n *node) logStep(s *session.Session, step *v1.StepReport) {
@@ -124,6 +140,7 @@ func (n *node) logStep(s *session.Session, step *v1.StepReport) {
 func (n *node) changed(c session.Change) {
 	if c.Session.State.Ended() {
 		n.metrics.Ended(c.Session.State)
+		n.recordEnd(c.Session)
 	}
 	attrs := []any{
 		"session", c.Session.ID.String(), "instance", c.Session.Instance, "from", c.Previous.String(), "to", c.Session.State.String(),
@@ -167,7 +184,7 @@ func (n *node) dial(ctx context.Context, client v1.PeerServiceClient, s *session
 	rec := s.Record()
 	intent := handshake.Intent{Attempt: rec.Attempt, Instance: rec.Instance, Source: rec.Source, Destination: rec.Destination}
 	party, under := n.party()
-	hs, err := party.Dial(ctx, stream, rec.Role, intent, n.events(s, progress))
+	hs, err := party.Dial(ctx, stream, rec.Role, intent, n.events(ctx, s, progress))
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/safeconduct/safeconduct/attestation/appraisal"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/crypto/sealed"
 	"github.com/safeconduct/safeconduct/services/node/config"
 	"github.com/safeconduct/safeconduct/services/node/escrow"
@@ -76,7 +77,13 @@ func (c countingStore) List(kind string) ([]string, error) {
 // phase runs f as one phase, whose time and outcome are recorded.
 func (n *node) phase(ctx context.Context, p metrics.Phase, f func(context.Context) error) error {
 	begun := n.now()
+	ctx, end := n.tracing.Span(ctx, string(p))
 	err := f(ctx)
+	reason := ""
+	if err != nil {
+		reason = refusal.Name(refusal.From(err).Reason)
+	}
+	end(reason)
 	n.metrics.Phase(p, n.now().Sub(begun), err)
 	return err
 }

@@ -136,7 +136,7 @@ func (p *peerServer) accept(ctx context.Context, stream *acceptStream, o *handsh
 		return p.refuse(stream, err)
 	}
 	party, under := p.party()
-	hs, err := party.Accept(ctx, stream, o, p.events(s, nil))
+	hs, err := party.Accept(ctx, stream, o, p.events(ctx, s, nil))
 	if err == nil {
 		err = s.Appraised(p.hold(hs, under))
 	}
@@ -209,7 +209,7 @@ func (p *peerServer) Arm(ctx context.Context, req *v1.PeerServiceArmRequest) (*v
 		}
 		return reply, err
 	})
-	p.ended(s, answer, err)
+	p.ended(ctx, s, answer, err)
 	return &v1.PeerServiceArmResponse{Message: answer}, answered(answer, err)
 }
 
@@ -232,10 +232,10 @@ func (p *peerServer) armHere(ctx context.Context, s *session.Session, hs *live, 
 
 // ended aborts a session in which a request of its peer was refused: a channel that carried a refusal has no more to say. A message that did not open
 // (without an answer) is anybody's, who has seen the session's public id: it ends nothing.
-func (p *peerServer) ended(s *session.Session, answer *v1.SealedMessage, err error) {
+func (p *peerServer) ended(ctx context.Context, s *session.Session, answer *v1.SealedMessage, err error) {
 	if answer != nil && err != nil && !errors.Is(err, context.Canceled) {
-		p.metrics.Refused(metrics.Peer, refusal.From(err).Reason) // the call itself is answered, so that nobody else counts it
-		_ = s.Abort(refusal.From(err))                            // a session that ended before stays as it ended
+		noteOf(ctx).refuse(err)        // the call itself is answered
+		_ = s.Abort(refusal.From(err)) // a session that ended before stays as it ended
 	}
 }
 
@@ -298,5 +298,8 @@ func (p *peerServer) Conclude(ctx context.Context, req *v1.ConcludeRequest) (*v1
 		}
 		return &v1.ChannelPayload{Body: &v1.ChannelPayload_Concluded{Concluded: concluded}}, nil
 	})
+	if err != nil && answer != nil {
+		noteOf(ctx).refuse(err)
+	}
 	return &v1.ConcludeResponse{Message: answer}, answered(answer, err)
 }

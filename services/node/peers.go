@@ -34,6 +34,7 @@ const (
 // peers are the nodes that this one migrates with: where they are and how often they may ask.
 type peers struct {
 	creds credentials.TransportCredentials
+	more  []grpc.DialOption
 
 	mu    sync.Mutex
 	byKey map[string]*peer
@@ -45,12 +46,12 @@ type peer struct {
 	conn    *grpc.ClientConn
 }
 
-func newPeers(entries []config.PeerEntry, perSecond float64, creds credentials.TransportCredentials) *peers {
+func newPeers(entries []config.PeerEntry, perSecond float64, creds credentials.TransportCredentials, more ...grpc.DialOption) *peers {
 	limit := rate.Limit(perSecond)
 	if limit == 0 {
 		limit = handshakeRate
 	}
-	p := &peers{creds: creds, byKey: make(map[string]*peer, len(entries))}
+	p := &peers{creds: creds, more: more, byKey: make(map[string]*peer, len(entries))}
 	for _, e := range entries {
 		p.byKey[e.Host] = &peer{address: e.Address, limiter: rate.NewLimiter(limit, handshakeBurst)}
 	}
@@ -70,10 +71,11 @@ func (p *peers) client(host string) (v1.PeerServiceClient, error) {
 		if !strings.HasPrefix(target, "unix:") {
 			target = "passthrough:///" + target
 		}
-		conn, err := grpc.NewClient(target,
+		conn, err := grpc.NewClient(target, append([]grpc.DialOption{
 			grpc.WithTransportCredentials(p.creds),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxPeerMessage), grpc.MaxCallSendMsgSize(maxPeerMessage)),
-			grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 3 * time.Second}))
+			grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 3 * time.Second}),
+		}, p.more...)...)
 		if err != nil {
 			return nil, refusal.New(v1.Reason_REASON_PEER_UNAVAILABLE, "peer %s at %s: %w", host, entry.address, err)
 		}

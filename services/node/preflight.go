@@ -9,7 +9,6 @@ import (
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
-	"github.com/safeconduct/safeconduct/services/node/metrics"
 )
 
 // preflightInstance stands for no VM: a handshake for it is a preflight. It is part of ctx, so the two sides cannot differ about it, and no session
@@ -38,6 +37,9 @@ func (a *attestationServer) Preflight(ctx context.Context, req *v1.PreflightRequ
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
+	if err != nil {
+		noteOf(ctx).refuse(err)
+	}
 	out := &v1.PreflightResponse{
 		Accepted: err == nil, Mode: a.mode, Host: a.host, PeerHost: req.GetPeerHost(), Steps: steps, Refusal: refusal.From(err).Proto(),
 		Elapsed: durationpb.New(a.now().Sub(begun)),
@@ -55,11 +57,10 @@ func (n *node) preflight(ctx context.Context, role v1.Role, intent handshake.Int
 	ctx, cancel := context.WithTimeoutCause(ctx, n.handshakeTimeout, errHandshakeTime(n.handshakeTimeout))
 	defer cancel()
 	var steps []*v1.StepReport
-	events := handshake.Events{Step: func(step *v1.StepReport) { steps = append(steps, step); n.metrics.Step(step) }}
+	events := handshake.Events{Step: func(step *v1.StepReport) { steps = append(steps, step); n.stepped(ctx, step) }}
 	err = n.dialPreflight(ctx, client, role, intent, events)
 	if err != nil {
 		err = n.explain(ctx, err)
-		n.metrics.Refused(metrics.Local, refusal.From(err).Reason)
 	}
 	return slices.Clone(steps), err
 }
@@ -91,7 +92,7 @@ func (n *node) dialPreflight(ctx context.Context, client v1.PeerServiceClient, r
 func (p *peerServer) acceptPreflight(ctx context.Context, stream *acceptStream, o *handshake.Opening) error {
 	party, _ := p.party()
 	begun := p.now()
-	hs, err := party.Accept(ctx, stream, o, handshake.Events{Step: p.metrics.Step})
+	hs, err := party.Accept(ctx, stream, o, handshake.Events{Step: func(step *v1.StepReport) { p.stepped(ctx, step) }})
 	if err != nil {
 		r := p.explain(ctx, err)
 		p.log.Warn("preflight refused", "peer", o.PeerHost, "reason", refusal.Name(r.Reason), "why", r.Message, "item", r.Item,

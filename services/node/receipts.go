@@ -155,6 +155,7 @@ func (n *node) keep(l *live, t handshake.Transcript, s *signed) {
 		return
 	}
 	n.metrics.Receipt(s.source != nil && s.destination != nil)
+	n.recordReceipt(l, s)
 	n.log.Info("receipt stored", "session", session.ID(l.ID).String(), "number", link.Number, "both_signed", s.source != nil && s.destination != nil)
 }
 

@@ -187,7 +187,7 @@ func (n *testNode) start(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, n.cfg, n.enclave, n.root, slog.New(slog.NewTextHandler(io.Discard, nil)), n.now)
+		done <- run(ctx, n.cfg, n.enclave, n.root, discardLog(), n.now)
 	}()
 	var once sync.Once
 	n.stop = func() {
@@ -333,6 +333,10 @@ func collect(recv func() ([]byte, bool, error)) ([]byte, error) {
 			return out, nil
 		}
 	}
+}
+
+func discardLog() *Log {
+	return &Log{slog.New(slog.NewTextHandler(io.Discard, nil)), new(slog.LevelVar)}
 }
 
 // eventually waits for a condition that another goroutine brings about.

@@ -27,11 +27,13 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/receipt"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/crypto/sealed"
+	"github.com/safeconduct/safeconduct/services/node/audit"
 	"github.com/safeconduct/safeconduct/services/node/config"
 	"github.com/safeconduct/safeconduct/services/node/escrow"
 	"github.com/safeconduct/safeconduct/services/node/local"
 	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
+	"github.com/safeconduct/safeconduct/services/node/tracing"
 	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/services/version"
 	"github.com/safeconduct/safeconduct/tee"
@@ -51,15 +53,15 @@ const selfCheckStale = 3*selfCheckPeriod + 30*time.Second
 
 // Run is the node service: it composes everything from a validated configuration, serves until ctx ends, and stops in order. The enclave
 // decides the mode; a configuration for another is refused.
-func Run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, log *slog.Logger) error {
+func Run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, log *Log) error {
 	return run(ctx, cfg, enclave, root, log, time.Now)
 }
 
-func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, log *slog.Logger, now func() time.Time) error {
+func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, diagnostic *Log, now func() time.Time) error {
 	if enclave.Mode() != cfg.Mode {
 		return fmt.Errorf("the configuration says mode %s, but this enclave is %s", cfg.Mode, enclave.Mode())
 	}
-	log = log.With("mode", string(cfg.Mode), "host", cfg.Host)
+	log := diagnostic.With("mode", string(cfg.Mode), "host", cfg.Host)
 	if cfg.Mode == tee.ModeSimulated {
 		log.Warn("SIMULATED: this node has no hardware enclave; its keys and its proofs protect nothing")
 	}
@@ -74,8 +76,12 @@ func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 	if err != nil {
 		return errors.Join(err, ledger.Close())
 	}
+	n.logLevel = diagnostic.Level
 	err = n.serve(ctx, cfg)
 	n.background.Wait()
+	n.audit.append(audit.Record{Event: audit.EventStop})
+	err = errors.Join(err, n.audit.log.Close(context.WithoutCancel(ctx)))
+	n.tracing.Close(context.WithoutCancel(ctx))
 	n.collateral.Close()
 	return errors.Join(err, n.peers.close(), ledger.Close())
 }
@@ -140,7 +146,41 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 		Host: n.host, Mode: n.mode, PlatformID: platform, Attester: n.enclave, Logs: n.logs, Now: n.now, Rand: rand.Reader,
 	}
 	n.metrics.Watch(n.observe)
+	// Last: what is opened from here on is closed by run.
+	if n.tracing, err = startTracing(ctx, cfg, log); err != nil {
+		return nil, err
+	}
+	n.peers.more = n.tracing.Dial()
+	if err := n.openAudit(ctx, cfg, store); err != nil {
+		n.tracing.Close(ctx)
+		return nil, err
+	}
+	n.audit.append(audit.Record{Event: audit.EventStart, Subject: version.Version})
 	return n, nil
+}
+
+// tracingOptions are those that the configuration names, or nil.
+func tracingOptions(cfg *config.Config, log *slog.Logger) *tracing.Options {
+	t := cfg.Tracing
+	if t == nil {
+		return nil
+	}
+	ratio := 1.0
+	if t.SampleRatio != nil {
+		ratio = *t.SampleRatio
+	}
+	return &tracing.Options{
+		Endpoint: t.Endpoint, CA: t.CA, TokenFile: t.TokenFile, Ratio: ratio, Host: cfg.Host, Mode: string(cfg.Mode), Version: version.Version,
+		Log: log, Environ: os.Environ(),
+	}
+}
+
+func startTracing(ctx context.Context, cfg *config.Config, log *slog.Logger) (*tracing.Tracing, error) {
+	o := tracingOptions(cfg, log)
+	if o == nil {
+		return nil, nil
+	}
+	return tracing.Start(ctx, *o)
 }
 
 func modeOf(m tee.Mode) v1.Mode {
@@ -156,7 +196,7 @@ func modeOf(m tee.Mode) v1.Mode {
 
 // serve runs every listener until ctx ends or one fails.
 func (n *node) serve(ctx context.Context, cfg *config.Config) error {
-	localServer, err := n.localServer(cfg.Local)
+	localServer, err := n.localServer(cfg.Local, cfg.Integrity.Root)
 	if err != nil {
 		return err
 	}
@@ -192,6 +232,7 @@ func (n *node) serve(ctx context.Context, cfg *config.Config) error {
 	group.Go(func() error { n.expireLoop(ctx); return nil })
 	group.Go(func() error { return ignoreEnd(ctx, n.collateral.Run(ctx)) })
 	group.Go(func() error { n.rejudgeLoop(ctx); return nil })
+	group.Go(func() error { n.audit.log.Run(ctx); return nil })
 	group.Go(func() error { n.health.watch(ctx, selfCheckPeriod, n.selfCheck); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -278,11 +319,12 @@ func serverLimits(maxMessage int, streams uint32) []grpc.ServerOption {
 	}
 }
 
-func (n *node) localServer(cfg config.Local) (*grpc.Server, error) {
+func (n *node) localServer(cfg config.Local, root string) (*grpc.Server, error) {
 	list := new(local.AllowList)
 	check := func(ctx context.Context, method string) error { return list.Check(ctx, method) }
-	options := append(serverLimits(maxLocalMessage, 256), grpc.Creds(local.Credentials{}))
-	s := grpc.NewServer(append(options, interceptors(rpcerror.Status, n.called(metrics.Local), check)...)...)
+	options := append(serverLimits(maxLocalMessage, 256), grpc.Creds(local.Credentials{Proc: filepath.Join(root, "proc")}))
+	options = append(options, n.tracing.Local()...)
+	s := grpc.NewServer(append(options, n.interceptors(metrics.Local, rpcerror.Status, check)...)...)
 	v1.RegisterMigrationServiceServer(s, &migrationServer{node: n})
 	v1.RegisterCryptoServiceServer(s, &cryptoServer{node: n})
 	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
@@ -304,16 +346,12 @@ func (n *node) localServer(cfg config.Local) (*grpc.Server, error) {
 func (n *node) peerServer() *grpc.Server {
 	anyone := func(context.Context, string) error { return nil } // the handshake decides
 	options := append(serverLimits(maxPeerMessage, 64), grpc.Creds(n.peerCreds))
-	s := grpc.NewServer(append(options, interceptors(n.toPeer, n.called(metrics.Peer), anyone)...)...)
+	options = append(options, n.tracing.Peer()...)
+	s := grpc.NewServer(append(options, n.interceptors(metrics.Peer, n.toPeer, anyone)...)...)
 	v1.RegisterPeerServiceServer(s, &peerServer{node: n})
 	v1.RegisterAttestationServiceServer(s, &publicAttestation{inner: &attestationServer{node: n}})
 	healthpb.RegisterHealthServer(s, n.health.grpc)
 	return s
-}
-
-// called counts the calls of one side.
-func (n *node) called(side metrics.Side) func(string, error) {
-	return func(method string, err error) { n.metrics.Call(side, method, err) }
 }
 
 // toPeer logs what a peer was refused and tells it no more than it may know.

@@ -199,7 +199,7 @@ func (p *peerServer) Transfer(ctx context.Context, req *v1.TransferRequest) (*v1
 			Digest: digest[:], SecretId: secret.GetSecretId(),
 		}}}, nil
 	})
-	p.ended(s, answer, err)
+	p.ended(ctx, s, answer, err)
 	return &v1.TransferResponse{Message: answer}, answered(answer, err)
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -192,7 +191,7 @@ func TestAnOlderPolicyIsRefusedAfterARestartToo(t *testing.T) {
 	_, err = r.src.admin().Reload(t.Context(), &v1.ReloadRequest{})
 	want(t, "on a reload", err, v1.Reason_REASON_POLICY_ROLLED_BACK)
 	r.src.stop()
-	err = Run(t.Context(), r.src.cfg, r.src.enclave, r.src.root, slog.New(slog.DiscardHandler))
+	err = Run(t.Context(), r.src.cfg, r.src.enclave, r.src.root, discardLog())
 	want(t, "after a restart", err, v1.Reason_REASON_POLICY_ROLLED_BACK)
 }
 

@@ -82,8 +82,11 @@ type GetStatusResponse struct {
 	CollateralExpiresAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=collateral_expires_at,json=collateralExpiresAt,proto3" json:"collateral_expires_at,omitempty"`
 	// VMs whose vTPM has a helper attached, sorted.
 	AttachedInstances []string `protobuf:"bytes,15,rep,name=attached_instances,json=attachedInstances,proto3" json:"attached_instances,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The last record of the audit log: its number, and its digest (32 bytes) to verify the log against.
+	AuditSequence uint64 `protobuf:"varint,16,opt,name=audit_sequence,json=auditSequence,proto3" json:"audit_sequence,omitempty"`
+	AuditDigest   []byte `protobuf:"bytes,17,opt,name=audit_digest,json=auditDigest,proto3" json:"audit_digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -217,6 +220,20 @@ func (x *GetStatusResponse) GetCollateralExpiresAt() *timestamppb.Timestamp {
 func (x *GetStatusResponse) GetAttachedInstances() []string {
 	if x != nil {
 		return x.AttachedInstances
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetAuditSequence() uint64 {
+	if x != nil {
+		return x.AuditSequence
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetAuditDigest() []byte {
+	if x != nil {
+		return x.AuditDigest
 	}
 	return nil
 }
@@ -743,12 +760,110 @@ func (x *AcceptStateResponse) GetGeneration() uint64 {
 	return 0
 }
 
+type SetLogLevelRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "debug", "info", "warn" or "error"; empty changes nothing.
+	Level         string `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLogLevelRequest) Reset() {
+	*x = SetLogLevelRequest{}
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLogLevelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLogLevelRequest) ProtoMessage() {}
+
+func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
+func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SetLogLevelRequest) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+type SetLogLevelResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The level now, and before.
+	Level         string `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`
+	Previous      string `protobuf:"bytes,2,opt,name=previous,proto3" json:"previous,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLogLevelResponse) Reset() {
+	*x = SetLogLevelResponse{}
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLogLevelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLogLevelResponse) ProtoMessage() {}
+
+func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_safeconduct_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLogLevelResponse.ProtoReflect.Descriptor instead.
+func (*SetLogLevelResponse) Descriptor() ([]byte, []int) {
+	return file_safeconduct_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SetLogLevelResponse) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *SetLogLevelResponse) GetPrevious() string {
+	if x != nil {
+		return x.Previous
+	}
+	return ""
+}
+
 var File_safeconduct_v1_admin_proto protoreflect.FileDescriptor
 
 const file_safeconduct_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x1asafeconduct/v1/admin.proto\x12\x0esafeconduct.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsafeconduct/v1/common.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\x97\x05\n" +
+	"\x10GetStatusRequest\"\xe1\x05\n" +
 	"\x11GetStatusResponse\x12(\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x14.safeconduct.v1.ModeR\x04mode\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
@@ -769,7 +884,9 @@ const file_safeconduct_v1_admin_proto_rawDesc = "" +
 	"\ropen_sessions\x18\f \x01(\rR\fopenSessions\x12\x1a\n" +
 	"\bdraining\x18\r \x01(\bR\bdraining\x12N\n" +
 	"\x15collateral_expires_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x13collateralExpiresAt\x12-\n" +
-	"\x12attached_instances\x18\x0f \x03(\tR\x11attachedInstances\"\x0f\n" +
+	"\x12attached_instances\x18\x0f \x03(\tR\x11attachedInstances\x12%\n" +
+	"\x0eaudit_sequence\x18\x10 \x01(\x04R\rauditSequence\x12!\n" +
+	"\faudit_digest\x18\x11 \x01(\fR\vauditDigest\"\x0f\n" +
 	"\rReloadRequest\"\xdd\x01\n" +
 	"\x0eReloadResponse\x12\x1d\n" +
 	"\n" +
@@ -811,14 +928,20 @@ const file_safeconduct_v1_admin_proto_rawDesc = "" +
 	"\x13AcceptStateResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation2\x9e\x03\n" +
+	"generation\"*\n" +
+	"\x12SetLogLevelRequest\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level\"G\n" +
+	"\x13SetLogLevelResponse\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level\x12\x1a\n" +
+	"\bprevious\x18\x02 \x01(\tR\bprevious2\xf6\x03\n" +
 	"\fAdminService\x12P\n" +
 	"\tGetStatus\x12 .safeconduct.v1.GetStatusRequest\x1a!.safeconduct.v1.GetStatusResponse\x12G\n" +
 	"\x06Reload\x12\x1d.safeconduct.v1.ReloadRequest\x1a\x1e.safeconduct.v1.ReloadResponse\x12F\n" +
 	"\x05Drain\x12\x1c.safeconduct.v1.DrainRequest\x1a\x1d.safeconduct.v1.DrainResponse0\x01\x12S\n" +
 	"\n" +
 	"ListStates\x12!.safeconduct.v1.ListStatesRequest\x1a\".safeconduct.v1.ListStatesResponse\x12V\n" +
-	"\vAcceptState\x12\".safeconduct.v1.AcceptStateRequest\x1a#.safeconduct.v1.AcceptStateResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
+	"\vAcceptState\x12\".safeconduct.v1.AcceptStateRequest\x1a#.safeconduct.v1.AcceptStateResponse\x12V\n" +
+	"\vSetLogLevel\x12\".safeconduct.v1.SetLogLevelRequest\x1a#.safeconduct.v1.SetLogLevelResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3"
 
 var (
 	file_safeconduct_v1_admin_proto_rawDescOnce sync.Once
@@ -832,7 +955,7 @@ func file_safeconduct_v1_admin_proto_rawDescGZIP() []byte {
 	return file_safeconduct_v1_admin_proto_rawDescData
 }
 
-var file_safeconduct_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_safeconduct_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_safeconduct_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: safeconduct.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: safeconduct.v1.GetStatusResponse
@@ -845,39 +968,43 @@ var file_safeconduct_v1_admin_proto_goTypes = []any{
 	(*RecordedState)(nil),         // 8: safeconduct.v1.RecordedState
 	(*AcceptStateRequest)(nil),    // 9: safeconduct.v1.AcceptStateRequest
 	(*AcceptStateResponse)(nil),   // 10: safeconduct.v1.AcceptStateResponse
-	(Mode)(0),                     // 11: safeconduct.v1.Mode
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*Attested)(nil),              // 13: safeconduct.v1.Attested
-	(*Refusal)(nil),               // 14: safeconduct.v1.Refusal
-	(*Session)(nil),               // 15: safeconduct.v1.Session
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
-	(Reason)(0),                   // 17: safeconduct.v1.Reason
+	(*SetLogLevelRequest)(nil),    // 11: safeconduct.v1.SetLogLevelRequest
+	(*SetLogLevelResponse)(nil),   // 12: safeconduct.v1.SetLogLevelResponse
+	(Mode)(0),                     // 13: safeconduct.v1.Mode
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Attested)(nil),              // 15: safeconduct.v1.Attested
+	(*Refusal)(nil),               // 16: safeconduct.v1.Refusal
+	(*Session)(nil),               // 17: safeconduct.v1.Session
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(Reason)(0),                   // 19: safeconduct.v1.Reason
 }
 var file_safeconduct_v1_admin_proto_depIdxs = []int32{
-	11, // 0: safeconduct.v1.GetStatusResponse.mode:type_name -> safeconduct.v1.Mode
-	12, // 1: safeconduct.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	13, // 2: safeconduct.v1.GetStatusResponse.attested:type_name -> safeconduct.v1.Attested
-	14, // 3: safeconduct.v1.GetStatusResponse.own_refusal:type_name -> safeconduct.v1.Refusal
-	12, // 4: safeconduct.v1.GetStatusResponse.collateral_expires_at:type_name -> google.protobuf.Timestamp
-	15, // 5: safeconduct.v1.ReloadResponse.aborted:type_name -> safeconduct.v1.Session
-	16, // 6: safeconduct.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
-	15, // 7: safeconduct.v1.DrainResponse.aborted:type_name -> safeconduct.v1.Session
+	13, // 0: safeconduct.v1.GetStatusResponse.mode:type_name -> safeconduct.v1.Mode
+	14, // 1: safeconduct.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	15, // 2: safeconduct.v1.GetStatusResponse.attested:type_name -> safeconduct.v1.Attested
+	16, // 3: safeconduct.v1.GetStatusResponse.own_refusal:type_name -> safeconduct.v1.Refusal
+	14, // 4: safeconduct.v1.GetStatusResponse.collateral_expires_at:type_name -> google.protobuf.Timestamp
+	17, // 5: safeconduct.v1.ReloadResponse.aborted:type_name -> safeconduct.v1.Session
+	18, // 6: safeconduct.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
+	17, // 7: safeconduct.v1.DrainResponse.aborted:type_name -> safeconduct.v1.Session
 	8,  // 8: safeconduct.v1.ListStatesResponse.states:type_name -> safeconduct.v1.RecordedState
-	12, // 9: safeconduct.v1.RecordedState.recorded_at:type_name -> google.protobuf.Timestamp
-	12, // 10: safeconduct.v1.RecordedState.refused_at:type_name -> google.protobuf.Timestamp
-	17, // 11: safeconduct.v1.RecordedState.refused_reason:type_name -> safeconduct.v1.Reason
+	14, // 9: safeconduct.v1.RecordedState.recorded_at:type_name -> google.protobuf.Timestamp
+	14, // 10: safeconduct.v1.RecordedState.refused_at:type_name -> google.protobuf.Timestamp
+	19, // 11: safeconduct.v1.RecordedState.refused_reason:type_name -> safeconduct.v1.Reason
 	0,  // 12: safeconduct.v1.AdminService.GetStatus:input_type -> safeconduct.v1.GetStatusRequest
 	2,  // 13: safeconduct.v1.AdminService.Reload:input_type -> safeconduct.v1.ReloadRequest
 	4,  // 14: safeconduct.v1.AdminService.Drain:input_type -> safeconduct.v1.DrainRequest
 	6,  // 15: safeconduct.v1.AdminService.ListStates:input_type -> safeconduct.v1.ListStatesRequest
 	9,  // 16: safeconduct.v1.AdminService.AcceptState:input_type -> safeconduct.v1.AcceptStateRequest
-	1,  // 17: safeconduct.v1.AdminService.GetStatus:output_type -> safeconduct.v1.GetStatusResponse
-	3,  // 18: safeconduct.v1.AdminService.Reload:output_type -> safeconduct.v1.ReloadResponse
-	5,  // 19: safeconduct.v1.AdminService.Drain:output_type -> safeconduct.v1.DrainResponse
-	7,  // 20: safeconduct.v1.AdminService.ListStates:output_type -> safeconduct.v1.ListStatesResponse
-	10, // 21: safeconduct.v1.AdminService.AcceptState:output_type -> safeconduct.v1.AcceptStateResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
+	11, // 17: safeconduct.v1.AdminService.SetLogLevel:input_type -> safeconduct.v1.SetLogLevelRequest
+	1,  // 18: safeconduct.v1.AdminService.GetStatus:output_type -> safeconduct.v1.GetStatusResponse
+	3,  // 19: safeconduct.v1.AdminService.Reload:output_type -> safeconduct.v1.ReloadResponse
+	5,  // 20: safeconduct.v1.AdminService.Drain:output_type -> safeconduct.v1.DrainResponse
+	7,  // 21: safeconduct.v1.AdminService.ListStates:output_type -> safeconduct.v1.ListStatesResponse
+	10, // 22: safeconduct.v1.AdminService.AcceptState:output_type -> safeconduct.v1.AcceptStateResponse
+	12, // 23: safeconduct.v1.AdminService.SetLogLevel:output_type -> safeconduct.v1.SetLogLevelResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -895,7 +1022,7 @@ func file_safeconduct_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_safeconduct_v1_admin_proto_rawDesc), len(file_safeconduct_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	AdminService_Drain_FullMethodName       = "/safeconduct.v1.AdminService/Drain"
 	AdminService_ListStates_FullMethodName  = "/safeconduct.v1.AdminService/ListStates"
 	AdminService_AcceptState_FullMethodName = "/safeconduct.v1.AdminService/AcceptState"
+	AdminService_SetLogLevel_FullMethodName = "/safeconduct.v1.AdminService/SetLogLevel"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -46,6 +47,8 @@ type AdminServiceClient interface {
 	// AcceptState makes a state at rest that was refused the one that counts: the operator knows why it is not the one that was recorded. Only the digest
 	// that was refused last can be accepted. Logged.
 	AcceptState(ctx context.Context, in *AcceptStateRequest, opts ...grpc.CallOption) (*AcceptStateResponse, error)
+	// SetLogLevel changes the level of the diagnostic log, until the service ends. Without a level it says which one is set.
+	SetLogLevel(ctx context.Context, in *SetLogLevelRequest, opts ...grpc.CallOption) (*SetLogLevelResponse, error)
 }
 
 type adminServiceClient struct {
@@ -115,6 +118,16 @@ func (c *adminServiceClient) AcceptState(ctx context.Context, in *AcceptStateReq
 	return out, nil
 }
 
+func (c *adminServiceClient) SetLogLevel(ctx context.Context, in *SetLogLevelRequest, opts ...grpc.CallOption) (*SetLogLevelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetLogLevelResponse)
+	err := c.cc.Invoke(ctx, AdminService_SetLogLevel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -135,6 +148,8 @@ type AdminServiceServer interface {
 	// AcceptState makes a state at rest that was refused the one that counts: the operator knows why it is not the one that was recorded. Only the digest
 	// that was refused last can be accepted. Logged.
 	AcceptState(context.Context, *AcceptStateRequest) (*AcceptStateResponse, error)
+	// SetLogLevel changes the level of the diagnostic log, until the service ends. Without a level it says which one is set.
+	SetLogLevel(context.Context, *SetLogLevelRequest) (*SetLogLevelResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -159,6 +174,9 @@ func (UnimplementedAdminServiceServer) ListStates(context.Context, *ListStatesRe
 }
 func (UnimplementedAdminServiceServer) AcceptState(context.Context, *AcceptStateRequest) (*AcceptStateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AcceptState not implemented")
+}
+func (UnimplementedAdminServiceServer) SetLogLevel(context.Context, *SetLogLevelRequest) (*SetLogLevelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetLogLevel not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -264,6 +282,24 @@ func _AdminService_AcceptState_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_SetLogLevel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetLogLevelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).SetLogLevel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_SetLogLevel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).SetLogLevel(ctx, req.(*SetLogLevelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -286,6 +322,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AcceptState",
 			Handler:    _AdminService_AcceptState_Handler,
+		},
+		{
+			MethodName: "SetLogLevel",
+			Handler:    _AdminService_SetLogLevel_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -38,6 +38,8 @@ type Config struct {
 	Integrity  Integrity   `yaml:"integrity"`
 	Sessions   Sessions    `yaml:"sessions"`
 	Log        Log         `yaml:"log"`
+	Audit      Audit       `yaml:"audit"`
+	Tracing    *Tracing    `yaml:"tracing"`
 	Peers      []PeerEntry `yaml:"peers" validate:"required,min=1,max=10000,dive"`
 }
 
@@ -156,6 +158,28 @@ type Log struct {
 	Level string `yaml:"level" validate:"omitempty,oneof=debug info warn error"`
 	// Format is "json" or "text".
 	Format string `yaml:"format" validate:"omitempty,oneof=json text"`
+}
+
+// Audit is the log of every request that matters.
+type Audit struct {
+	// Dir of its files; "audit" under state_dir by default.
+	Dir string `yaml:"dir" validate:"omitempty,startswith=/"`
+	// MaxFileMiB is the size at which a file is rotated. Default 64.
+	MaxFileMiB int `yaml:"max_file_mib" validate:"gte=0,lte=4096"`
+	// MaxFiles is how many are kept. By default, and with 0, all: somebody else removes or archives them.
+	MaxFiles int `yaml:"max_files" validate:"gte=0,lte=100000"`
+}
+
+// Tracing sends OpenTelemetry traces. Without the section none are made.
+type Tracing struct {
+	// Endpoint is an OTLP/gRPC collector: https://HOST:PORT, or http://HOST:PORT for one on this host.
+	Endpoint string `yaml:"endpoint" validate:"required,url"`
+	// CA of the collector's certificate, in PEM; the system's CAs by default.
+	CA string `yaml:"ca" validate:"omitempty,startswith=/"`
+	// TokenFile holds a bearer token for the collector.
+	TokenFile string `yaml:"token_file" validate:"omitempty,startswith=/"`
+	// SampleRatio of the requests is traced, where their caller has not decided. Default 1.
+	SampleRatio *float64 `yaml:"sample_ratio" validate:"omitempty,gte=0,lte=1"`
 }
 
 // Duration is a time.Duration written as "30s" or "5m": positive, empty for the default.

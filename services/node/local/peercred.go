@@ -8,7 +8,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
@@ -21,6 +26,8 @@ type Caller struct {
 	UID, GID uint32
 	// PID at the time of connecting.
 	PID int32
+	// Process is the name of that process then, as far as it was to be had.
+	Process string
 	// Connection tells the connection from any other, as long as it lives.
 	Connection *Connection
 }
@@ -43,12 +50,15 @@ func From(ctx context.Context) (Caller, bool) {
 
 // Credentials are server-side gRPC credentials that read the caller's identity from a unix socket. They refuse any other kind of
 // connection.
-type Credentials struct{}
+type Credentials struct {
+	// Proc is where the host's /proc is seen from here; empty: processes are not looked up.
+	Proc string
+}
 
 var errServerOnly = errors.New("peer credentials are for servers on unix sockets")
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (c Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	uc, ok := conn.(*net.UnixConn)
 	if !ok {
 		return nil, nil, fmt.Errorf("%w, not for %T", errServerOnly, conn)
@@ -69,7 +79,26 @@ func (Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInf
 	}
 	// Integrity and privacy on a unix socket are the kernel's, as gRPC's own local credentials hold.
 	info := credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
-	return conn, Caller{CommonAuthInfo: info, UID: cred.Uid, GID: cred.Gid, PID: cred.Pid, Connection: new(Connection)}, nil
+	return conn, Caller{CommonAuthInfo: info, UID: cred.Uid, GID: cred.Gid, PID: cred.Pid, Process: c.process(cred.Pid), Connection: new(Connection)}, nil
+}
+
+// maxComm bounds the name of a process; the kernel's own bound is 15 bytes.
+const maxComm = 64
+
+// process is the name of a process, or empty. It is the host's word, and the process's own: any process can call itself nova-compute.
+func (c Credentials) process(pid int32) string {
+	if c.Proc == "" || pid <= 0 {
+		return ""
+	}
+	f, err := os.Open(filepath.Join(c.Proc, strconv.Itoa(int(pid)), "comm"))
+	if err != nil {
+		return ""
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, maxComm))
+	if errors.Join(err, f.Close()) != nil {
+		return ""
+	}
+	return strings.TrimSuffix(strings.ToValidUTF8(string(raw), "?"), "\n")
 }
 
 // ClientHandshake implements credentials.TransportCredentials; it always fails.
