@@ -12,7 +12,7 @@ LINT        := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 BENCHSTAT   := $(GO) tool -modfile=tools/go.mod benchstat
 
 # What the demo and the end-to-end suite run: real QEMU, swtpm and a Debian kernel for the guest.
-DEB_PACKAGES := qemu-system-x86 swtpm swtpm-tools iproute2 linux-image-cloud-amd64 spin gcc libc6-dev prometheus
+DEB_PACKAGES := qemu-system-x86 swtpm swtpm-tools iproute2 linux-image-cloud-amd64 spin gcc libc6-dev tcpdump prometheus
 # What make e2e-libvirt adds: two real libvirtd.
 DEB_LIBVIRT := libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients ovmf tcpdump procps util-linux
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"os"
@@ -39,7 +40,9 @@ func (d *demo) setUp(ctx context.Context) error {
 		return err
 	}
 	d.initrd = filepath.Join(d.dir, "initrd")
-	if err := vm.BuildInitramfs(filepath.Join(d.demoBin, "guest"), d.initrd); err != nil {
+	d.marker = make([]byte, markerSize)
+	_, _ = rand.Read(d.marker) // never fails
+	if err := vm.BuildInitramfs(filepath.Join(d.demoBin, "guest"), d.initrd, d.marker); err != nil {
 		return err
 	}
 	separate := os.Getuid() == 0
@@ -56,9 +59,9 @@ func (d *demo) setUp(ctx context.Context) error {
 		h := &host{Host: &cluster.Host{Name: name}}
 		if separate {
 			h.netns, h.ip = netnsName(i), fmt.Sprintf("10.203.77.%d", i+1)
-			h.Peer = h.ip + ":7443"
+			h.Peer, h.TunnelAddress = h.ip+":7443", h.ip+":7444"
 			h.Enter = func(args []string) []string { return append([]string{"ip", "netns", "exec", h.netns}, args...) }
-		} else if h.Peer, err = freePort(); err != nil {
+		} else if err := freePorts(&h.Peer, &h.TunnelAddress, &d.via); err != nil {
 			return err
 		}
 		d.nodes[name] = h
@@ -78,17 +81,26 @@ func (d *demo) setUp(ctx context.Context) error {
 		if h.netns != "" {
 			where = "network namespace " + h.netns
 		}
-		say("%s: %s, peer port %s, host TPM: a swtpm of its own", h.Name, where, h.Peer)
+		if err := d.cluster.StartTunnel(ctx, h.Host, d.via); err != nil {
+			return err
+		}
+		say("%s: %s, peer port %s, tunnel %s, host TPM: a swtpm of its own", h.Name, where, h.Peer, h.TunnelAddress)
 	}
 	return nil
 }
 
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+func freePorts(addresses ...*string) error {
+	for _, a := range addresses {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		*a = l.Addr().String()
+		if err := l.Close(); err != nil {
+			return err
+		}
 	}
-	return l.Addr().String(), l.Close()
+	return nil
 }
 
 func netnsName(i int) string { return fmt.Sprintf("sc-demo-%d-%d", os.Getpid(), i+1) }

@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/safeconduct/safeconduct/test/cluster"
+	"github.com/safeconduct/safeconduct/test/vm"
 )
 
 func main() {
 	var d demo
-	flag.StringVar(&d.bin, "bin", "build/bin", "directory of safeconductd and safeconduct-swtpm")
+	flag.StringVar(&d.bin, "bin", "build/bin", "directory of safeconductd, safeconduct-swtpm and safeconduct-tunnel")
 	flag.StringVar(&d.demoBin, "demo-bin", "build/demo/bin", "directory of guest and tap")
 	flag.StringVar(&d.out, "out", "build/demo", "directory of report.json and the logs")
 	flag.BoolVar(&d.withFaults, "faults", false, "also kill each part of the destination in the middle of a migration")
@@ -43,9 +44,12 @@ type demo struct {
 	started           []stopper
 	cluster           *cluster.Cluster
 	nodes             map[string]*host
+	marker            []byte // in every guest's memory
+	via               string // where a relay stands between the tunnels; empty if the wire itself can be captured
 	initrd, kernel    string
 	withFaults        bool
-	ports             int // migration ports used so far
+	ports             int       // migration ports used so far
+	wire              []vm.Flow // of the last move
 	report            report
 }
 
@@ -73,6 +77,7 @@ type report struct {
 	TotalMS      int64             `json:"migration_ms"`
 	RAMBytes     uint64            `json:"ram_bytes"`
 	Guest        guestReport       `json:"guest"`
+	WireBytes    int               `json:"wire_bytes"`
 	Protected    []search          `json:"search_protected"`
 	Unprotected  []search          `json:"search_unprotected"`
 	ElapsedS     float64           `json:"elapsed_seconds"`
@@ -109,12 +114,11 @@ type (
 		Destination int    `json:"ticks_at_destination"`
 	}
 	search struct {
-		Blob       string `json:"blob"`
-		Windows    int    `json:"windows"`
-		InSection  int    `json:"found_in_vtpm_section"`
-		InStream   int    `json:"found_anywhere"`
-		Entropy    int    `json:"high_entropy_found_anywhere"`
-		EntropyAll int    `json:"high_entropy_windows"`
+		What        string `json:"what"`
+		Windows     int    `json:"windows"`
+		Found       int    `json:"found"`
+		HighEntropy int    `json:"high_entropy_windows"`
+		HighFound   int    `json:"high_entropy_found"`
 	}
 )
 

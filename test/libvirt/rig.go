@@ -39,6 +39,8 @@ type Options struct {
 	NodeConfig string
 	// SWTPMRoot, per host, is the root directory of another Debian suite, whose swtpm the helper runs; empty: this system's.
 	SWTPMRoot [2]string
+	// Marker is put into each guest's memory; empty: none.
+	Marker []byte
 	// Memory that each VM's guest fills with a random pattern, and the VM's whole memory, in MiB; 0: 160 and no pattern.
 	MemoryMiB int
 }
@@ -87,7 +89,7 @@ func Start(ctx context.Context, bin, guest string, o Options) (_ *Rig, err error
 		return nil, err
 	}
 	r.initrd = filepath.Join(r.Dir, "initrd")
-	if err := vm.BuildInitramfs(guest, r.initrd); err != nil {
+	if err := vm.BuildInitramfs(guest, r.initrd, r.options.Marker); err != nil {
 		return nil, err
 	}
 	own := filepath.Join(r.Dir, "bin")

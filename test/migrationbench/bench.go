@@ -88,7 +88,7 @@ func (b *bench) setUp(ctx context.Context) (err error) {
 	if b.kernel, err = vm.FindKernel(); err != nil {
 		return err
 	}
-	if err := vm.BuildInitramfs(b.guest, filepath.Join(b.dir, "initrd")); err != nil {
+	if err := vm.BuildInitramfs(b.guest, filepath.Join(b.dir, "initrd"), nil); err != nil {
 		return err
 	}
 	return b.boot(ctx)

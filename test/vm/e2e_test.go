@@ -72,7 +72,7 @@ func newBench(t *testing.T) *bench {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if err := BuildInitramfs(filepath.Join(b.bin, "guest"), b.initrd); err != nil {
+	if err := BuildInitramfs(filepath.Join(b.bin, "guest"), b.initrd, nil); err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -11,8 +11,11 @@ import (
 	"github.com/cavaliergopher/cpio"
 )
 
-// BuildInitramfs writes an initramfs (newc, gzip) in which the binary, which must be static, is PID 1.
-func BuildInitramfs(guestBinary, out string) (err error) {
+// MarkerFile is where the initramfs holds a marker: a file that the guest never reads, and has in its memory all the same.
+const MarkerFile = "marker"
+
+// BuildInitramfs writes an initramfs (newc, gzip) in which the binary, which must be static, is PID 1. A marker that is not empty is a file in it.
+func BuildInitramfs(guestBinary, out string, marker []byte) (err error) {
 	init, err := os.ReadFile(guestBinary)
 	if err != nil {
 		return err
@@ -32,11 +35,20 @@ func BuildInitramfs(guestBinary, out string) (err error) {
 			return err
 		}
 	}
-	if err := archive.WriteHeader(&cpio.Header{Name: "init", Mode: cpio.TypeReg | 0o755, Size: int64(len(init))}); err != nil {
-		return err
-	}
-	if _, err := archive.Write(init); err != nil {
-		return err
+	for _, file := range []struct {
+		name string
+		mode cpio.FileMode
+		data []byte
+	}{{"init", 0o755, init}, {MarkerFile, 0o600, marker}} {
+		if len(file.data) == 0 {
+			continue
+		}
+		if err := archive.WriteHeader(&cpio.Header{Name: file.name, Mode: cpio.TypeReg | file.mode, Size: int64(len(file.data))}); err != nil {
+			return err
+		}
+		if _, err := archive.Write(file.data); err != nil {
+			return err
+		}
 	}
 	return errors.Join(archive.Close(), compressed.Close())
 }

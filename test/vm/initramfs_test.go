@@ -19,7 +19,7 @@ func TestTheInitramfsHasTheBinaryAsInit(t *testing.T) {
 	if err := os.WriteFile(binary, want, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := BuildInitramfs(binary, out); err != nil {
+	if err := BuildInitramfs(binary, out, []byte("a marker")); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Open(out)
@@ -47,10 +47,10 @@ func TestTheInitramfsHasTheBinaryAsInit(t *testing.T) {
 			}
 		}
 	}
-	if found["init"].Perm() != 0o755 || !found["dev"].IsDir() || !found["proc"].IsDir() || !found["sys"].IsDir() {
-		t.Errorf("found %v, expected init (0755), dev, proc, sys", found)
+	if found["init"].Perm() != 0o755 || !found["dev"].IsDir() || !found["proc"].IsDir() || !found["sys"].IsDir() || found[MarkerFile].Perm() != 0o600 {
+		t.Errorf("found %v, expected init (0755), marker (0600), dev, proc, sys", found)
 	}
-	if err := BuildInitramfs(filepath.Join(dir, "absent"), out); !errors.Is(err, os.ErrNotExist) {
+	if err := BuildInitramfs(filepath.Join(dir, "absent"), out, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v, expected %v", err, os.ErrNotExist)
 	}
 }

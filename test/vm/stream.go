@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 )
 
 // The parts of QEMU's migration stream that matter here (migration/savevm.c, docs/devel/migration.rst), integers big-endian:
@@ -110,93 +109,4 @@ func parseVTPMSection(stream []byte, at int) (*Section, error) {
 	}
 	s.Data = stream[at : pos+len(footer)]
 	return s, nil
-}
-
-// Windows is the outcome of a search for the windows of a plaintext.
-type Windows struct {
-	// Total number of windows of the plaintext, one at each byte. Distinct ones among them, and HighEntropy ones among these, which do not occur by
-	// chance in memory that has nothing to do with a TPM.
-	Total, Distinct, HighEntropy int
-	// InSection and InStream count the windows (of Total) that occur in the vTPM section and anywhere in the stream, HighEntropyInStream those of
-	// HighEntropy. Outside the section they say what the guest's memory gives away: the TPM's command buffer, whatever the guest keeps.
-	InSection, InStream, HighEntropyInStream int
-}
-
-// minEntropy, in bits per byte, of a window that chance does not make: 32 bytes drawn at random have about 4.8.
-const minEntropy = 3.5
-
-// SearchWindows looks for every window of size bytes of the plaintext in a captured stream. Bytes alone prove nothing (a page of zeros has all windows
-// that are zero), so the vTPM section is searched for every window, and the rest of the stream is reported apart.
-func SearchWindows(stream, plaintext []byte, size int) (Windows, error) {
-	section, err := FindVTPMSection(stream)
-	if err != nil {
-		return Windows{}, err
-	}
-	var w Windows
-	if size < 8 || len(plaintext) < size {
-		return w, fmt.Errorf("a window of %d bytes of a plaintext of %d, expected at least 8, and no more than there are", size, len(plaintext))
-	}
-	count := map[string]int{}
-	for i := 0; i+size <= len(plaintext); i++ {
-		count[string(plaintext[i:i+size])]++
-		w.Total++
-	}
-	w.Distinct = len(count)
-	// Almost no window of a stream of tens of megabytes is one of the plaintext's: most are ruled out by their ends, before the map is asked.
-	var maybe [1 << 16]bool
-	for window := range count {
-		maybe[ends([]byte(window))] = true
-	}
-	found := func(in []byte) map[string]bool {
-		seen := map[string]bool{}
-		for i := 0; i+size <= len(in); i++ {
-			window := in[i : i+size]
-			if !maybe[ends(window)] {
-				continue
-			}
-			if _, ok := count[string(window)]; ok && !seen[string(window)] {
-				seen[string(window)] = true
-			}
-		}
-		return seen
-	}
-	inSection, inStream := found(section.Data), found(stream)
-	for window, n := range count {
-		random := entropy(window) >= minEntropy
-		if random {
-			w.HighEntropy++
-		}
-		if inSection[window] {
-			w.InSection += n
-		}
-		if inStream[window] {
-			w.InStream += n
-			if random {
-				w.HighEntropyInStream++
-			}
-		}
-	}
-	return w, nil
-}
-
-// ends hashes the first and the last four bytes of a window, of which there are eight at least.
-func ends(window []byte) uint16 {
-	h := binary.LittleEndian.Uint32(window)*0x9e3779b1 ^ binary.LittleEndian.Uint32(window[len(window)-4:])*0x85ebca6b
-	return uint16(h >> 16)
-}
-
-// entropy of the bytes of s, in bits per byte.
-func entropy(s string) float64 {
-	var count [256]int
-	for i := range len(s) {
-		count[s[i]]++
-	}
-	var e float64
-	for _, n := range count {
-		if n > 0 {
-			p := float64(n) / float64(len(s))
-			e -= p * math.Log2(p)
-		}
-	}
-	return e
 }
