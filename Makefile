@@ -53,8 +53,8 @@ e2e: demo ## End-to-end suite: real QEMU and swtpm, fault injection; root
 e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces of their own; root, half an hour
 	@./test/deps.sh $(DEB_PACKAGES) $(DEB_LIBVIRT)
 	@./test/deps.sh debootstrap
-	@./test/suite.sh forky $(BUILD)/suites/forky swtpm swtpm-tools
-	SAFECONDUCT_SWTPM_ROOT=$(CURDIR)/$(BUILD)/suites/forky SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
+	@./test/suite.sh forky $(BUILD)/_suites/forky swtpm swtpm-tools
+	SAFECONDUCT_SWTPM_ROOT=$(CURDIR)/$(BUILD)/_suites/forky SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
 
 .PHONY: test-nova
 test-nova: ## deploy/nova under Nova's own fixtures, and Nova's live-migration tests with our driver in place of Nova's
@@ -71,6 +71,17 @@ lint-nova: ## deploy/nova by OpenStack's rules (flake8, hacking); stale stubs, s
 e2e-nova: build ## deploy/nova's client against real node services, under eventlet; root
 	@./test/deps.sh $(DEB_PACKAGES) $(DEB_NOVA)
 	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 10m -v ./test/nova/...
+
+.PHONY: deb
+DEB_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/g' | grep . || echo 0~git$$(git log -1 --format=%cd.%h --date=format:%Y%m%d))
+deb: build ## Debian packages into build/deb (ENCLAVE=DIR adds the signed production node service)
+	@./deploy/packaging/build.sh $(BUILD)/deb $(DEB_VERSION)
+	@ls $(BUILD)/deb/*.deb
+
+.PHONY: test-deb
+test-deb: deb ## Install, upgrade, remove and purge the packages in a Debian 12 root directory of their own; root
+	@./test/deps.sh debootstrap
+	@./test/packaging.sh $(BUILD)/_packaging
 
 .PHONY: verify-model
 verify-model: ## Check the session's model and its mutants with Spin (minutes)

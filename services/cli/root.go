@@ -120,7 +120,7 @@ type group struct {
 func groups() []group {
 	return []group{
 		{"judge", "Judge:", []func(*app) *cobra.Command{attestCommand, preflightCommand, quoteCommand, explainCommand}},
-		{"operate", "Operate a node:", []func(*app) *cobra.Command{statusCommand, reloadCommand, drainCommand, logLevelCommand, auditCommand}},
+		{"operate", "Operate a node:", []func(*app) *cobra.Command{statusCommand, doctorCommand, waitCommand, reloadCommand, drainCommand, logLevelCommand, auditCommand}},
 		{"migrations", "Migrations:", []func(*app) *cobra.Command{migrationsCommand, secretsCommand, receiptCommand, imageCommand}},
 		{"prepare", "Prepare:", []func(*app) *cobra.Command{policyCommand, integrityCommand, enrollCommand, helperCommand, pccsCommand}},
 	}

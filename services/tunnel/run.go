@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
@@ -94,6 +95,9 @@ func (d *daemon) run(ctx context.Context) error {
 		group.Go(func() error { <-ctx.Done(); return ignoreServerClosed(server.Close()) })
 	}
 	d.log.Info("listening", "address", l.Addr().String(), "dir", d.cfg.Dir, "node", d.cfg.Node, "http", d.cfg.HTTP.Listen, "version", version.Version)
+	if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil { // without systemd it does nothing
+		d.log.Warn("systemd could not be told that this service is ready", "why", err)
+	}
 	err = group.Wait()
 	sessions.EndAll(errStopped)
 	d.sources.Wait()

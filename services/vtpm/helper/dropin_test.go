@@ -209,6 +209,7 @@ func TestSettings(t *testing.T) {
 	for name, tc := range map[string]struct{ text, problem string }{
 		"a whole one":           {"node: unix:///n\nnode_timeout: 800ms\ntools: /opt\nlog_level: DEBUG\n", ""},
 		"an empty one":          {" \n", ""},
+		"comments only":         {"# node: x\n#tools: /y\n", ""},
 		"an unknown key":        {"nodes: x\n", "nodes"},
 		"a long wait":           {"node_timeout: 1m\n", "stands still"},
 		"no wait":               {"node_timeout: 0s\n", "stands still"},
@@ -222,6 +223,9 @@ func TestSettings(t *testing.T) {
 		got, err := ReadSettings(path)
 		if (err == nil) != (tc.problem == "") || err != nil && !strings.Contains(err.Error(), tc.problem) {
 			t.Errorf("%s: %v, expected %q", name, err, tc.problem)
+		}
+		if (name == "an empty one" || name == "comments only") && got != DefaultSettings() {
+			t.Errorf("%s: %+v, expected the defaults", name, got)
 		}
 		if name == "a whole one" && (got.NodeTimeout != 800*time.Millisecond || got.Node != "unix:///n" || got.Tools != "/opt" || got.LogLevel >= 0) {
 			t.Errorf("%+v", got)

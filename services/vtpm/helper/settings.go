@@ -1,7 +1,6 @@
 package helper
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,8 +50,9 @@ func ReadSettings(path string) (Settings, error) {
 	if len(raw) > maxSettings {
 		return s, fmt.Errorf("%s has %d bytes, more than %d", path, len(raw), maxSettings)
 	}
-	if len(bytes.TrimSpace(raw)) == 0 {
-		return s, nil
+	var document any
+	if err := yaml.Unmarshal(raw, &document); err == nil && document == nil {
+		return s, nil // nothing but comments, which the decoder would take for a document of empty fields
 	}
 	if err := yaml.UnmarshalWithOptions(raw, &s, yaml.Strict()); err != nil {
 		return s, fmt.Errorf("%s: %w", path, err)

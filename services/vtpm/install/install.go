@@ -267,7 +267,7 @@ func (h Host) installDivert(ctx context.Context) error {
 		return err
 	}
 	if err := os.Symlink(Helper, h.path(swtpm)); err != nil {
-		_, undone := h.dpkg(ctx, "dpkg-divert", "--rename", "--remove", swtpm)
+		_, undone := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--remove", swtpm)
 		return errors.Join(err, undone)
 	}
 	return nil
@@ -280,7 +280,7 @@ func (h Host) uninstallDivert(ctx context.Context) error {
 	if err := os.Remove(h.path(swtpm)); err != nil {
 		return err
 	}
-	if _, err := h.dpkg(ctx, "dpkg-divert", "--rename", "--remove", swtpm); err != nil {
+	if _, err := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--remove", swtpm); err != nil {
 		return errors.Join(err, os.Symlink(Helper, h.path(swtpm)))
 	}
 	return nil
