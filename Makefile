@@ -47,7 +47,7 @@ test: ## Unit and integration tests under the race detector; no root, no QEMU
 .PHONY: e2e
 e2e: demo ## End-to-end suite: real QEMU and swtpm, fault injection; root
 	$(BUILD)/demo/bin/demo --faults --bin $(BUILD)/bin --demo-bin $(BUILD)/demo/bin --out $(BUILD)/demo
-	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/vm/... ./services/vtpm/...
+	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/vm/... ./test/tunnelvm/... ./services/vtpm/...
 
 .PHONY: e2e-libvirt
 e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces of their own; root, half an hour

@@ -127,7 +127,11 @@ func (d *daemon) makeDir() error {
 	}
 	err := os.Mkdir(d.cfg.Dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		return nil
+		err = removeLeftovers(d.cfg.Dir)
+		if err != nil {
+			err = fmt.Errorf("dir: what an earlier tunnel left: %w", err)
+		}
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("dir: %w", err)

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +42,37 @@ func listenUnix(ctx context.Context, path string, mode fs.FileMode, gid int) (ne
 
 func newName(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+}
+
+// ownName matches the names of the sockets that a tunnel makes, and those that they have first.
+var ownName = regexp.MustCompile(`^\.?[0-9a-f-]{36}(-disks)?\.sock(\.new)?$`)
+
+// removeLeftovers removes the sockets that a tunnel that was killed has left in dir: those of this user on which nobody listens. What QEMU listens on is
+// bound under its own path, and so in the kernel's list.
+func removeLeftovers(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	bound, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := e.Info()
+		if err != nil || info.Mode().Type() != fs.ModeSocket || !ownName.MatchString(e.Name()) {
+			continue
+		}
+		owner, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || int(owner.Uid) != os.Geteuid() || bytes.Contains(bound, []byte(" "+path+"\n")) {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // unlinking removes its socket when it is closed, unless another has taken its place: when the VM comes back, its QEMU listens there.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -589,5 +590,40 @@ func TestASocketTakesItsPlaceAndLeavesIt(t *testing.T) {
 	}
 	if _, err := listen(); err == nil {
 		t.Error("a file was replaced")
+	}
+}
+
+func TestATunnelThatWasKilledLeavesNothingForLong(t *testing.T) {
+	dir, err := os.MkdirTemp("", "sct")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	in := func(name string) string { return filepath.Join(dir, name) }
+	left, err := listenUnix(t.Context(), in(Disks.Socket(vm)), socketMode, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = left.(*unlinking).Listener.Close() // it was killed
+	qemu, err := net.Listen("unix", in(Migration.Socket(vm)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer qemu.Close()
+	foreign, err := net.ListenUnix("unix", &net.UnixAddr{Name: in("foreign.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign.SetUnlinkOnClose(false)
+	if err := errors.Join(foreign.Close(), os.WriteFile(in(vm), nil, 0o600), removeLeftovers(dir)); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if want := []string{vm, Migration.Socket(vm), "foreign.sock"}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("%v is left, %v; expected %v", names, err, want)
 	}
 }
