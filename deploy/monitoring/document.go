@@ -12,8 +12,9 @@ func Document() string {
 	var b strings.Builder
 	b.WriteString(`# Metrics
 
-A node serves them at ` + "`/metrics`" + ` of ` + "`http.listen`" + `, in Prometheus's text format, and in protobuf with native histograms to whoever asks for that (` +
-		"`--enable-feature=native-histograms`" + ` before Prometheus 3). This file is generated from services/node/metrics/catalogue.go and
+A node serves them at ` + "`/metrics`" + ` of ` + "`http.listen`" + `, in Prometheus's text format, and in protobuf with native histograms beside the classic buckets to
+whoever asks for that. A Prometheus with ` + "`--enable-feature=native-histograms`" + ` then keeps the native ones alone, unless its scrape configuration says
+` + "`scrape_classic_histograms: true`" + ` (from 2.45; ` + "`always_scrape_classic_histograms`" + ` in 3): the queries below and the dashboard are for the classic ones. This file is generated from services/node/metrics/catalogue.go and
 deploy/monitoring/questions.go; a test checks it, another that a node serves these and no other. Beside them there are client_golang's own ` + "`go_*`" + ` and
 ` + "`promhttp_*`" + `. The process collector is left out: in an enclave it is empty.
 

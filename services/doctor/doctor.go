@@ -140,7 +140,7 @@ func warning(do, format string, args ...any) Finding {
 const noConfiguration = "the configuration cannot be read"
 
 func (e *examination) configuration(context.Context) Finding {
-	cfg, err := config.Load(e.path(e.Config))
+	cfg, err := config.Load(e.path(e.Config), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return problem("write it: docs/operate.md has an example; or say where it is with --config", "%s does not exist", e.Config)
 	}

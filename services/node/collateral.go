@@ -32,12 +32,10 @@ func (d dirSource) Fetch(_ context.Context, key collateral.Key) (*collateral.Col
 	return collateral.LoadDir(string(d))
 }
 
-// newCache opens the cache of collateral with the source that the configuration names.
-func newCache(cfg *config.Config, root RootOfTrust, log *slog.Logger, now func() time.Time, observer collateral.Observer) (*collateral.Cache[*dcap.CheckedCollateral], error) {
-	source, err := newSource(cfg.Collateral)
-	if err != nil {
-		return nil, err
-	}
+// newCache opens the cache of collateral.
+func newCache(
+	cfg *config.Config, source collateral.Source, root RootOfTrust, log *slog.Logger, now func() time.Time, observer collateral.Observer,
+) (*collateral.Cache[*dcap.CheckedCollateral], error) {
 	check := pinned.Checker{
 		Root: root.Pin,
 		// A set that was put into a directory by hand may lack the chain: its PCK CRL is then judged with each quote only, where one that nobody

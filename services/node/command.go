@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -36,10 +37,12 @@ func Command(open OpenEnclave) *cobra.Command {
 		Short: "Safeconduct's node service: attests peers and protects vTPM state during live migration",
 		Long: `Safeconduct's node service: attests peers and protects vTPM state during live migration.
 
-It runs until SIGINT or SIGTERM. Sessions in flight are then aborted; their VMs are safe on the source.`,
+It runs until SIGINT or SIGTERM. Sessions in flight are then aborted; their VMs are safe on the source.
+
+The environment may replace some keys of the configuration: ` + variables() + `.`,
 		Version: version.Version, Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(file)
+			cfg, err := config.Load(file, os.Environ())
 			if err != nil {
 				return err
 			}
@@ -63,10 +66,45 @@ It runs until SIGINT or SIGTERM. Sessions in flight are then aborted; their VMs 
 			return Run(ctx, cfg, enclave, root, log)
 		},
 	}
-	c.Flags().StringVar(&file, "config", "/etc/safeconduct/safeconductd.yaml", "configuration file")
+	c.PersistentFlags().StringVar(&file, "config", "/etc/safeconduct/safeconductd.yaml", "configuration file")
 	c.Flags().StringVar(&level, "log-level", "", "debug, info, warn or error; replaces log.level")
-	c.Flags().BoolVar(&check, "check", false, "check the configuration and exit")
+	c.Flags().BoolVar(&check, "check", false, "read and validate the configuration file alone, and exit; see config check for all that start-up checks")
+	group := &cobra.Command{Use: "config", Short: "Check a configuration, or print one", Args: cobra.NoArgs}
+	group.AddCommand(&cobra.Command{
+		Use: "check", Short: "Check the configuration and the files that it names, as start-up does", Args: cobra.NoArgs,
+		Long: `Check the configuration and the files that it names, exactly as start-up does before it changes anything: the enclave, the signed policy, TLS files,
+callers, the sources of collateral and of the host's measurements, tracing. Nothing is written, nothing listens, no peer is called.
+
+In the production build the enclave must be there: run it as the service is run (ego run). --check reads the file alone, anywhere.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(file, os.Environ())
+			if err != nil {
+				return err
+			}
+			if err := Check(cfg, open); err != nil {
+				return fmt.Errorf("configuration %s: %w", file, err)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), file+": ok, mode "+string(cfg.Mode))
+			return err
+		},
+	}, &cobra.Command{
+		Use: "example", Short: "Print a configuration with every key, commented", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprint(cmd.OutOrStdout(), config.Example)
+			return err
+		},
+	})
+	c.AddCommand(group)
 	return c
+}
+
+// variables lists those of the environment that replace a key.
+func variables() string {
+	var all []string
+	for _, o := range config.Overrides() {
+		all = append(all, o.Variable+" ("+o.Key+")")
+	}
+	return strings.Join(all, ", ")
 }
 
 // Log is the diagnostic log, and the level that it has now.

@@ -35,6 +35,19 @@ type judge struct {
 
 // readJudge reads the policy as it is now.
 func readJudge(ctx context.Context, cfg *config.Config, root RootOfTrust, marks policy.Marks, quotes *quoteVerifier, now func() time.Time) (*judge, error) {
+	p, err := openPolicy(cfg, root)
+	if err != nil {
+		return nil, err
+	}
+	// Last: what is recorded as the newest policy is one that can be in force.
+	if err := policy.Advance(ctx, marks, p); err != nil {
+		return nil, err
+	}
+	return &judge{policy: p, quotes: quotes, now: now}, nil
+}
+
+// openPolicy reads the policy and checks that it is signed, whole, and for this mode.
+func openPolicy(cfg *config.Config, root RootOfTrust) (*policy.Loaded, error) {
 	raw, err := readBounded(cfg.Policy.File, policy.MaxEnvelope)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
@@ -46,11 +59,7 @@ func readJudge(ctx context.Context, cfg *config.Config, root RootOfTrust, marks 
 	if p.Mode != cfg.Mode {
 		return nil, fmt.Errorf("%s: the policy is for mode %s, this node runs in mode %s", cfg.Policy.File, p.Mode, cfg.Mode)
 	}
-	// Last: what is recorded as the newest policy is one that can be in force.
-	if err := policy.Advance(ctx, marks, p); err != nil {
-		return nil, err
-	}
-	return &judge{policy: p, quotes: quotes, now: now}, nil
+	return p, nil
 }
 
 // readBounded reads a file that is not larger than it may be.

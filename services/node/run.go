@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +19,6 @@ import (
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/reflection"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/handshake"
@@ -33,7 +31,6 @@ import (
 	"github.com/safeconduct/safeconduct/services/node/local"
 	"github.com/safeconduct/safeconduct/services/node/metrics"
 	"github.com/safeconduct/safeconduct/services/node/session"
-	"github.com/safeconduct/safeconduct/services/node/tracing"
 	"github.com/safeconduct/safeconduct/services/rpcerror"
 	"github.com/safeconduct/safeconduct/services/version"
 	"github.com/safeconduct/safeconduct/tee"
@@ -58,10 +55,11 @@ func Run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 }
 
 func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, diagnostic *Log, now func() time.Time) error {
-	if enclave.Mode() != cfg.Mode {
-		return fmt.Errorf("the configuration says mode %s, but this enclave is %s", cfg.Mode, enclave.Mode())
-	}
 	log := diagnostic.With("mode", string(cfg.Mode), "host", cfg.Host)
+	p, err := prepare(cfg, enclave, root, log, now)
+	if err != nil {
+		return err
+	}
 	if cfg.Mode == tee.ModeSimulated {
 		log.Warn("SIMULATED: this node has no hardware enclave; its keys and its proofs protect nothing")
 	}
@@ -72,12 +70,12 @@ func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 	if err != nil {
 		return err
 	}
-	n, err := compose(ctx, cfg, enclave, root, ledger, log, now)
+	n, err := compose(ctx, cfg, p, enclave, root, ledger, log, now)
 	if err != nil {
 		return errors.Join(err, ledger.Close())
 	}
 	n.logLevel = diagnostic.Level
-	err = n.serve(ctx, cfg)
+	err = n.serve(ctx, cfg, p.callers)
 	n.background.Wait()
 	n.audit.append(audit.Record{Event: audit.EventStop})
 	err = errors.Join(err, n.audit.log.Close(context.WithoutCancel(ctx)))
@@ -87,7 +85,9 @@ func run(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root Root
 }
 
 // compose builds the node and proves that it can do its work: read its policy, measure its host, attest itself.
-func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root RootOfTrust, ledger session.Ledger, log *slog.Logger, now func() time.Time) (*node, error) {
+func compose(
+	ctx context.Context, cfg *config.Config, p *prepared, enclave tee.Enclave, root RootOfTrust, ledger session.Ledger, log *slog.Logger, now func() time.Time,
+) (*node, error) {
 	n := &node{
 		host: cfg.Host, log: log, now: now, started: now(), mode: modeOf(cfg.Mode),
 		handshakeTimeout: cfg.Peer.HandshakeTimeout.Or(defaultHandshakeTimeout),
@@ -109,7 +109,7 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 	if n.receipts, err = receipt.OpenChain(ctx, filepath.Join(cfg.StateDir, "receipts"), store, receipt.Options{Host: cfg.Host, Now: n.now}); err != nil {
 		return nil, err
 	}
-	if n.collateral, err = newCache(cfg, root, log, n.now, n.metrics); err != nil {
+	if n.collateral, err = newCache(cfg, p.source, root, log, n.now, n.metrics); err != nil {
 		return nil, err
 	}
 	n.collateral.OnChange(n.collateralChanged)
@@ -123,22 +123,13 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 		return nil, err
 	}
 	n.inForce.Store(j)
-	if n.logs, err = newHostLogs(cfg, n.now); err != nil {
-		return nil, err
-	}
+	n.logs = p.logs
 	platform, err := n.ownPlatform(ctx)
 	if err != nil {
 		return nil, err
 	}
-	serverCreds, clientCreds, err := peerCredentials(cfg.Peer.TLS)
-	if err != nil {
-		return nil, err
-	}
-	n.peerCreds = serverCreds
-	if n.certificates, err = certificatesOf(cfg.Peer.TLS); err != nil {
-		return nil, err
-	}
-	n.peers = newPeers(cfg.Peers, cfg.Peer.HandshakesPerSecond, clientCreds)
+	n.peerCreds, n.certificates = p.serverCreds, p.certificates
+	n.peers = newPeers(cfg.Peers, cfg.Peer.HandshakesPerSecond, p.clientCreds)
 	n.table = session.NewTable(session.Limits{
 		Open: cfg.Sessions.MaxOpen, UnarmedTTL: cfg.Sessions.UnarmedTTL.Or(0), ArmedTTL: cfg.Sessions.ArmedTTL.Or(0),
 	}, ledger, n.now, n.changed)
@@ -159,30 +150,6 @@ func compose(ctx context.Context, cfg *config.Config, enclave tee.Enclave, root 
 	return n, nil
 }
 
-// tracingOptions are those that the configuration names, or nil.
-func tracingOptions(cfg *config.Config, log *slog.Logger) *tracing.Options {
-	t := cfg.Tracing
-	if t == nil {
-		return nil
-	}
-	ratio := 1.0
-	if t.SampleRatio != nil {
-		ratio = *t.SampleRatio
-	}
-	return &tracing.Options{
-		Endpoint: t.Endpoint, CA: t.CA, TokenFile: t.TokenFile, Ratio: ratio, Host: cfg.Host, Mode: string(cfg.Mode), Version: version.Version,
-		Log: log, Environ: os.Environ(),
-	}
-}
-
-func startTracing(ctx context.Context, cfg *config.Config, log *slog.Logger) (*tracing.Tracing, error) {
-	o := tracingOptions(cfg, log)
-	if o == nil {
-		return nil, nil
-	}
-	return tracing.Start(ctx, *o)
-}
-
 func modeOf(m tee.Mode) v1.Mode {
 	switch m {
 	case tee.ModeIntel:
@@ -195,11 +162,8 @@ func modeOf(m tee.Mode) v1.Mode {
 }
 
 // serve runs every listener until ctx ends or one fails.
-func (n *node) serve(ctx context.Context, cfg *config.Config) error {
-	localServer, err := n.localServer(cfg.Local, cfg.Integrity.Root)
-	if err != nil {
-		return err
-	}
+func (n *node) serve(ctx context.Context, cfg *config.Config, callers *local.AllowList) error {
+	localServer := n.localServer(callers, cfg.Integrity.Root)
 	peerServer := n.peerServer()
 	localListener, err := listenUnix(ctx, "local.socket", cfg.Local.Socket, cfg.Local.SocketMode.Or(0o660))
 	if err != nil {
@@ -319,28 +283,12 @@ func serverLimits(maxMessage int, streams uint32) []grpc.ServerOption {
 	}
 }
 
-func (n *node) localServer(cfg config.Local, root string) (*grpc.Server, error) {
-	list := new(local.AllowList)
-	check := func(ctx context.Context, method string) error { return list.Check(ctx, method) }
+func (n *node) localServer(callers *local.AllowList, root string) *grpc.Server {
 	options := append(serverLimits(maxLocalMessage, 256), grpc.Creds(local.Credentials{Proc: filepath.Join(root, "proc")}))
 	options = append(options, n.tracing.Local()...)
-	s := grpc.NewServer(append(options, n.interceptors(metrics.Local, rpcerror.Status, check)...)...)
-	v1.RegisterMigrationServiceServer(s, &migrationServer{node: n})
-	v1.RegisterCryptoServiceServer(s, &cryptoServer{node: n})
-	v1.RegisterAttestationServiceServer(s, &attestationServer{node: n})
-	v1.RegisterIntegrityServiceServer(s, &integrityServer{node: n})
-	v1.RegisterSecretServiceServer(s, &secretServer{node: n})
-	v1.RegisterReceiptServiceServer(s, &receiptServer{node: n})
-	v1.RegisterAdminServiceServer(s, &adminServer{node: n})
-	healthpb.RegisterHealthServer(s, n.health.grpc)
-	reflection.Register(s)
-	always := []uint32{0, uint32(os.Getuid())}
-	filled, err := local.NewAllowList(s.GetServiceInfo(), cfg.Callers, slices.Compact(always)...)
-	if err != nil {
-		return nil, err
-	}
-	*list = *filled
-	return s, nil
+	s := grpc.NewServer(append(options, n.interceptors(metrics.Local, rpcerror.Status, callers.Check)...)...)
+	n.registerLocal(s)
+	return s
 }
 
 func (n *node) peerServer() *grpc.Server {

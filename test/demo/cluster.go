@@ -19,6 +19,8 @@ type host struct {
 	*cluster.Host
 	// netns is the host's network namespace and ip its address there; both empty without root.
 	netns, ip string
+	// metrics is the address of its metrics, as its network namespace knows it.
+	metrics string
 }
 
 func (d *demo) start(logFile string, env []string, name string, args ...string) (*cluster.Process, error) {
@@ -62,6 +64,9 @@ func (d *demo) setUp(ctx context.Context) error {
 			h.Peer, h.TunnelAddress = h.ip+":7443", h.ip+":7444"
 			h.Enter = func(args []string) []string { return append([]string{"ip", "netns", "exec", h.netns}, args...) }
 		} else if err := freePorts(&h.Peer, &h.TunnelAddress, &d.via); err != nil {
+			return err
+		}
+		if err := d.monitored(h); err != nil {
 			return err
 		}
 		d.nodes[name] = h

@@ -48,6 +48,7 @@ type demo struct {
 	via               string // where a relay stands between the tunnels; empty if the wire itself can be captured
 	initrd, kernel    string
 	withFaults        bool
+	prometheus        string    // where it listens, in compute1's network namespace
 	ports             int       // migration ports used so far
 	wire              []vm.Flow // of the last move
 	report            report
@@ -80,6 +81,8 @@ type report struct {
 	WireBytes    int               `json:"wire_bytes"`
 	Protected    []search          `json:"search_protected"`
 	Unprotected  []search          `json:"search_unprotected"`
+	Queries      int               `json:"prometheus_queries"`
+	QuerySeries  int               `json:"prometheus_series"`
 	ElapsedS     float64           `json:"elapsed_seconds"`
 	EverythingOK bool              `json:"everything_held"`
 }
@@ -124,11 +127,11 @@ type (
 
 func (d *demo) run(ctx context.Context) error {
 	began := time.Now()
-	scenes := []func(context.Context) error{d.setUp, d.preflight, d.bootGuest, d.refuseMeasurement, d.refuseIntegrity, d.refuseUnarmed, d.refuseFlippedBit}
+	scenes := []func(context.Context) error{d.setUp, d.watch, d.preflight, d.bootGuest, d.refuseMeasurement, d.refuseIntegrity, d.refuseUnarmed, d.refuseFlippedBit}
 	if d.withFaults {
 		scenes = append(scenes, d.faults)
 	}
-	for _, scene := range append(scenes, d.migrate, d.searchProtected, d.searchUnprotected) {
+	for _, scene := range append(scenes, d.migrate, d.askPrometheus, d.searchProtected, d.searchUnprotected) {
 		if err := scene(ctx); err != nil {
 			return err
 		}

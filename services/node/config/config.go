@@ -214,8 +214,8 @@ func parseFileMode(s string) (fs.FileMode, bool) {
 	return fs.FileMode(v), err == nil && v <= 0o777
 }
 
-// Load reads and validates the file at path.
-func Load(path string) (*Config, error) {
+// Load reads the file at path, puts in what the environment replaces (see Overrides), and validates the whole. environ is as os.Environ gives it.
+func Load(path string, environ []string) (*Config, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
@@ -227,7 +227,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	c, err := Parse(raw)
+	c, err := parse(raw, environ)
 	if err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", path, err)
 	}
@@ -235,7 +235,9 @@ func Load(path string) (*Config, error) {
 }
 
 // Parse reads and validates the bytes of a configuration. An error names the line and the reason.
-func Parse(raw []byte) (*Config, error) {
+func Parse(raw []byte) (*Config, error) { return parse(raw, nil) }
+
+func parse(raw []byte, environ []string) (*Config, error) {
 	if len(raw) > MaxSize {
 		return nil, fmt.Errorf("%d bytes, more than %d", len(raw), MaxSize)
 	}
@@ -244,7 +246,11 @@ func Parse(raw []byte) (*Config, error) {
 	if err := dec.Decode(&c); err != nil {
 		return nil, explainDecode(err)
 	}
-	if err := validate(&c, raw); err != nil {
+	from, err := c.override(environ)
+	if err != nil {
+		return nil, err
+	}
+	if err := validate(&c, raw, from); err != nil {
 		return nil, err
 	}
 	if err := c.crossCheck(); err != nil {

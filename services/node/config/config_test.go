@@ -111,19 +111,19 @@ func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 
 func TestLoadNamesTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "safeconductd.yaml")
-	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), path) {
+	if _, err := Load(path, nil); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("a missing file: %v", err)
 	}
 	if err := os.WriteFile(path, []byte("mode: x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), path) {
+	if _, err := Load(path, nil); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("a bad file: %v", err)
 	}
 	if err := os.WriteFile(path, make([]byte, MaxSize+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "more than") {
+	if _, err := Load(path, nil); err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Errorf("an oversized file: %v", err)
 	}
 }

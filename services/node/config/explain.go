@@ -50,8 +50,8 @@ func explainDecode(err error) error {
 	return &Problem{Reason: err.Error()}
 }
 
-// validate runs the struct tags and finds each complaint's line.
-func validate(c *Config, raw []byte) error {
+// validate runs the struct tags and finds each complaint's line, or the variable of the environment that it is from.
+func validate(c *Config, raw []byte, from map[string]string) error {
 	v := validator.New(validator.WithRequiredStructEnabled())
 	v.RegisterTagNameFunc(func(f reflect.StructField) string { return f.Tag.Get("yaml") })
 	must := func(err error) {
@@ -73,6 +73,10 @@ func validate(c *Config, raw []byte) error {
 	problems := make([]error, 0, len(fields))
 	for _, fe := range fields {
 		_, key, _ := strings.Cut(fe.Namespace(), ".")
+		if variable := from[key]; variable != "" {
+			problems = append(problems, &Problem{Key: variable + ", for " + key, Reason: complaint(fe)})
+			continue
+		}
 		problems = append(problems, &Problem{Line: lineOf(file, key), Key: key, Reason: complaint(fe)})
 	}
 	return errors.Join(problems...)

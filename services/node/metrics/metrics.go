@@ -43,6 +43,9 @@ func New(mode, version string) *Recorder {
 				Name: m.Name, Help: m.Help, ConstLabels: r.labels, Buckets: buckets(),
 				NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
 			}, names(m.Labels))
+			for _, values := range combinations(m.Labels) { // as below
+				r.phases.WithLabelValues(values...)
+			}
 			r.registry.MustRegister(r.phases)
 		case Counter:
 			c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.Name, Help: m.Help, ConstLabels: r.labels}, names(m.Labels))

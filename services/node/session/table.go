@@ -43,7 +43,8 @@ type Limits struct {
 	ArmedTTL time.Duration
 }
 
-func (l Limits) withDefaults() Limits {
+// WithDefaults puts the defaults in for zero fields.
+func (l Limits) WithDefaults() Limits {
 	def := func(v *int, d int) {
 		if *v <= 0 {
 			*v = d
@@ -88,7 +89,7 @@ func NewTable(limits Limits, ledger Ledger, now func() time.Time, notify func(Ch
 		notify = func(Change) {}
 	}
 	return &Table{
-		limits: limits.withDefaults(), now: now, ledger: ledger, notify: notify,
+		limits: limits.WithDefaults(), now: now, ledger: ledger, notify: notify,
 		attempts: make(map[AttemptID]*Session), watchers: make(map[*Watcher]struct{}),
 	}
 }
