@@ -71,6 +71,13 @@ def is_going(instance):
                 instance.vm_state in _GOING_STATES)
 
 
+def _bytes(passphrase):
+    """Not every key manager gives bytes."""
+    if isinstance(passphrase, str):
+        return passphrase.encode()
+    return passphrase
+
+
 class SafeconductDriver(libvirt_driver.LibvirtDriver):
 
     def __init__(self, virtapi, read_only=False):
@@ -266,7 +273,7 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
             return session
         try:
             known, passphrase = self._ask_key_manager(context, instance)
-            self._node.escrow(instance.uuid, passphrase, known)
+            self._node.escrow(instance.uuid, _bytes(passphrase), known)
         except refusal.Refusal:
             raise
         except Exception as e:
@@ -575,15 +582,16 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
 
     def _create_guest(self, context, xml, instance, power_on=True,
                       pause=False, post_xml_callback=None):
-        if _NOVA_33 or not (CONF.libvirt.swtpm_enabled and
-                            has_vtpm(instance)):
+        if _NOVA_33:
             return super()._create_guest(
                 context, xml, instance, power_on=power_on, pause=pause,
                 post_xml_callback=post_xml_callback)
         # The same as in Nova 26 to 32, but for where the passphrase is from.
-        secret_uuid, passphrase = self._passphrase(context, instance)
-        secret = self._host.create_secret(
-            'vtpm', instance.uuid, password=passphrase, uuid=secret_uuid)
+        secret = None
+        if CONF.libvirt.swtpm_enabled and has_vtpm(instance):
+            secret_uuid, passphrase = self._passphrase(context, instance)
+            secret = self._host.create_secret(
+                'vtpm', instance.uuid, password=passphrase, uuid=secret_uuid)
         try:
             guest = libvirt_guest.Guest.create(xml, self._host)
             if post_xml_callback is not None:
@@ -594,7 +602,8 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
                 guest.launch(pause=pause)
             return guest
         finally:
-            secret.undefine()
+            if secret is not None:
+                secret.undefine()
 
     def _get_or_create_secret_for_vtpm(self, context, instance):
         """From Nova 33 on.
@@ -658,7 +667,7 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
 
     def _escrow(self, instance, secret_uuid, passphrase):
         try:
-            self._node.escrow(instance.uuid, passphrase, secret_uuid)
+            self._node.escrow(instance.uuid, _bytes(passphrase), secret_uuid)
         except refusal.Refusal as e:
             LOG.error('The secret of the vTPM is not escrowed: %s. The '
                       'server runs; before it can be live-migrated, its '
