@@ -55,6 +55,9 @@ CAPABILITY = startup.CAPABILITY
 _NOVA_33 = hasattr(libvirt_driver.LibvirtDriver,
                    '_get_or_create_secret_for_vtpm')
 
+# libvirt with VIR_DOMAIN_UNDEFINE_KEEP_TPM.
+_KEEPS_TPM = (8, 9, 0)
+
 # States in which a server is being deleted, or was never there.
 _GOING_TASKS = (task_states.DELETING, task_states.SOFT_DELETING)
 _GOING_STATES = (vm_states.BUILDING, vm_states.DELETED, vm_states.SOFT_DELETED)
@@ -388,10 +391,10 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
         try:
             session = self._arm(context, instance, dest, migrate_data)
         except refusal.Refusal as e:
+            self._abort_open(instance, node.SOURCE, str(e))
             if not self._may_go_unprotected(instance):
                 # Raising would put a server that runs into ERROR.
                 self._record_refusal(context, instance, dest, e)
-                self._abort_open(instance, node.SOURCE, str(e))
                 recover_method(context, instance, dest, migrate_data)
                 return
             LOG.warning('The server has no vTPM and is migrated to %s '
@@ -705,6 +708,26 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
         if going:
             self._forget(instance)
         return result
+
+    def _undefine_domain(self, instance, *args, **kwargs):
+        libvirt = libvirt_driver.libvirt
+        if (_NOVA_33 or not has_vtpm(instance) or is_going(instance) or
+                instance.host != CONF.host or
+                not self._host.has_min_version(lv_ver=_KEEPS_TPM)):
+            return super()._undefine_domain(instance, *args, **kwargs)
+        # Before Nova 33 the vTPM's state is deleted whenever a server is
+        # stopped or rebooted: what the escrow then restarts would have a new
+        # TPM.
+        try:
+            domain = self._host.get_guest(instance)._domain
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE |
+                                 libvirt.VIR_DOMAIN_UNDEFINE_NVRAM |
+                                 libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM)
+        except exception.InstanceNotFound:
+            pass
+        except libvirt.libvirtError as e:
+            if e.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
 
     def _cleanup_resize(self, context, instance, network_info):
         super()._cleanup_resize(context, instance, network_info)

@@ -14,6 +14,7 @@ from oslo_log import log as logging
 
 from nova_safeconduct import node
 from nova_safeconduct import refusal
+from nova_safeconduct import threads
 
 LOG = logging.getLogger(__name__)
 
@@ -48,9 +49,7 @@ class IncomingSecrets:
             self._watched[instance_uuid] = done
         if previous is not None:
             previous.set()
-        threading.Thread(
-            target=self._watch, args=(instance_uuid, session_id, done),
-            name='safeconduct-secret-%s' % instance_uuid, daemon=True).start()
+        threads.start('secret', self._watch, instance_uuid, session_id, done)
 
     def expects(self, instance_uuid):
         with self._lock:

@@ -1,6 +1,5 @@
 """What is checked and put in order when nova-compute starts."""
 
-import threading
 import time
 
 from nova.virt.libvirt import host as libvirt_host
@@ -9,6 +8,7 @@ from oslo_log import log as logging
 from nova_safeconduct import node
 from nova_safeconduct import refusal
 from nova_safeconduct import secrets
+from nova_safeconduct import threads
 
 LOG = logging.getLogger(__name__)
 
@@ -139,8 +139,7 @@ class Startup:
                         'of it.', s.session_id.hex(), s.instance_id,
                         s.source_host, s.destination_host)
         for s in outgoing:
-            threading.Thread(target=self._follow, args=(s,), daemon=True,
-                             name='safeconduct-follow').start()
+            threads.start('follow', self._follow, s)
         for s in keep:
             if s.role == node.DESTINATION:
                 self._incoming.watch(s.instance_id, s.session_id)

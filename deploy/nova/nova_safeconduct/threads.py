@@ -27,6 +27,12 @@ def _eventlet():
     return eventlet
 
 
+def start(name, function, *args):
+    """Runs function beside the caller; a greenthread under eventlet."""
+    threading.Thread(target=function, args=args, name='safeconduct-' + name,
+                     daemon=True).start()
+
+
 class Lane:
     """Runs blocking functions, a bounded number at once."""
 

@@ -54,12 +54,10 @@ class TestCase(test.NoDBTestCase):
         self.stub_out('nova_safeconduct.secrets.POLL', 3600)
         # What threads are started runs, or not, as each test says.
         self.started = []
-        self.stub_out('nova_safeconduct.secrets.threading.Thread',
-                      self._thread)
-
-    def _thread(self, target, args=(), **kwargs):
-        self.started.append((target, args))
-        return mock.Mock()
+        self.stub_out(
+            'nova_safeconduct.threads.start',
+            lambda name, function, *args: self.started.append(
+                (function, args)))
 
     def driver(self, name):
         made = driver.SafeconductDriver(fake.FakeVirtAPI(), False)

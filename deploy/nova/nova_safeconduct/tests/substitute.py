@@ -27,17 +27,31 @@ from nova_safeconduct import driver
 
 _TESTS = 'nova.tests.unit.virt.libvirt.test_driver.'
 _NO_SERVER = 'its instance is not one: ours looks at the flavor'
-DIFFERENT = {
-    _TESTS + 'LibvirtConnTestCase.' + name: _NO_SERVER for name in (
-        'test_live_migration_hostname_invalid',
-        'test_live_migration_hostname_valid',
-        'test_post_live_migration_at_destination',
-        'test_rollback_live_migration_at_dest_not_shared',
-        'test_rollback_live_migration_at_dest_shared',
-    )
-}
-DIFFERENT[_TESTS + 'LibvirtDriverTestCase.test_cleanup_lvm_encrypted'] = (
-    _NO_SERVER)
+_NO_BYTES = 'its passphrase is not bytes: ours gives it to the enclave'
+_NO_NODE = 'without a node service a server with a vTPM is not migrated'
+DIFFERENT = {_TESTS + name: why for names, why in (
+    (('LibvirtConnTestCase.test_live_migration_hostname_invalid',
+      'LibvirtConnTestCase.test_live_migration_hostname_valid',
+      'LibvirtConnTestCase.test_post_live_migration_at_destination',
+      'LibvirtConnTestCase.test_rollback_live_migration_at_dest_not_shared',
+      'LibvirtConnTestCase.test_rollback_live_migration_at_dest_shared',
+      'LibvirtDriverTestCase.test_cleanup_lvm_encrypted'), _NO_SERVER),
+    # From Nova 33 on.
+    (('LibvirtConnTestCase.test_get_or_create_secret_for_vtpm_'
+      'host_security_found',
+      'LibvirtConnTestCase.test_get_or_create_secret_for_vtpm_'
+      'host_security_not_found',
+      'LibvirtConnTestCase.test_get_or_create_secret_for_vtpm_'
+      'security_deployment'), _NO_BYTES),
+    (('LibvirtConnTestCase.test_check_can_live_migrate_source_vtpm_1_user',
+      'LibvirtConnTestCase.test_check_can_live_migrate_source_vtpm_2_host',
+      'LibvirtConnTestCase.test_check_can_live_migrate_source_vtpm_'
+      '3_deployment',
+      'LibvirtConnTestCase.test_check_can_live_migrate_source_vtpm_legacy'),
+     _NO_NODE),
+) for name in names}
+if driver._NOVA_33:
+    DIFFERENT[_TESTS + 'LibvirtConnTestCase.test_spawn_with_vtpm'] = _NO_BYTES
 
 
 class _Module(types.ModuleType):
