@@ -22,11 +22,46 @@ const maxHelpers = 4096
 type helpers struct {
 	mu       sync.Mutex
 	attached map[string]*attachment
-	arrival  chan struct{} // closed and replaced when a helper attaches
+	changed  chan struct{} // closed and replaced when a helper comes or goes
 }
 
-// arrivalPatience is how long Arm waits for a helper: after a restart of the node service they attach again within a second.
-const arrivalPatience = 2 * time.Second
+const (
+	// arrivalPatience is how long Arm waits for a helper: after a restart of the node service they attach again within a second.
+	arrivalPatience = 2 * time.Second
+	// departurePatience is how long a helper waits for the one before it to go: a VM that is started anew, or comes back, is quicker than the end
+	// of its last connection.
+	departurePatience = time.Second
+)
+
+// change tells everybody who waits. The lock is held.
+func (h *helpers) change() {
+	if h.changed != nil {
+		close(h.changed)
+		h.changed = nil
+	}
+}
+
+// wait waits until what holds, at most for patience. The lock is held when what is called, and when it has returned true.
+func (h *helpers) wait(ctx context.Context, patience time.Duration, what func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		if what() {
+			return true
+		}
+		if h.changed == nil {
+			h.changed = make(chan struct{})
+		}
+		changed := h.changed
+		h.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
 
 // attachment is one helper, for as long as its Attach stream lives. The fields belong to the calls of its connection, which take turns.
 type attachment struct {
@@ -41,11 +76,10 @@ func (h *helpers) attach(ctx context.Context, instance string) (detach func(), e
 	if !ok {
 		return nil, refusal.New(v1.Reason_REASON_CALLER_NOT_ALLOWED, "the caller is unknown")
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.attached[instance] != nil {
+	if !h.wait(ctx, departurePatience, func() bool { return h.attached[instance] == nil }) {
 		return nil, refusal.New(v1.Reason_REASON_HELPER_CONFLICT, "another helper is attached for instance %s", instance).On(instance)
 	}
+	defer h.mu.Unlock()
 	if len(h.attached) >= maxHelpers {
 		return nil, refusal.New(v1.Reason_REASON_LIMIT_EXCEEDED, "%d helpers are attached already", maxHelpers)
 	}
@@ -54,14 +88,12 @@ func (h *helpers) attach(ctx context.Context, instance string) (detach func(), e
 	}
 	a := &attachment{connection: caller.Connection}
 	h.attached[instance] = a
-	if h.arrival != nil {
-		close(h.arrival)
-		h.arrival = nil
-	}
+	h.change()
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		delete(h.attached, instance)
+		h.change()
 	}, nil
 }
 
@@ -87,25 +119,11 @@ func errNoHelper(instance string) *refusal.Refusal {
 
 // await waits, for a moment, until the VM has a helper.
 func (h *helpers) await(ctx context.Context, instance string) error {
-	ctx, cancel := context.WithTimeout(ctx, arrivalPatience)
-	defer cancel()
-	for {
-		h.mu.Lock()
-		if h.attached[instance] != nil {
-			h.mu.Unlock()
-			return nil
-		}
-		if h.arrival == nil {
-			h.arrival = make(chan struct{})
-		}
-		arrival := h.arrival
-		h.mu.Unlock()
-		select {
-		case <-arrival:
-		case <-ctx.Done():
-			return errNoHelper(instance)
-		}
+	if !h.wait(ctx, arrivalPatience, func() bool { return h.attached[instance] != nil }) {
+		return errNoHelper(instance)
 	}
+	h.mu.Unlock()
+	return nil
 }
 
 // instances are the VMs that have a helper, sorted.

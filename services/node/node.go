@@ -159,6 +159,7 @@ func (n *node) establish(ctx context.Context, who session.Identity, progress fun
 	if err != nil {
 		return nil, err
 	}
+	n.peers.reconnect(ctx, who.Peer())
 	s, err := n.begin(who)
 	if err != nil {
 		return nil, err

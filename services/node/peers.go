@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -21,6 +22,9 @@ import (
 	"github.com/safeconduct/safeconduct/services/node/config"
 	"github.com/safeconduct/safeconduct/services/rpcerror"
 )
+
+// reconnectPatience is how long a lost connection to a peer is waited for.
+const reconnectPatience = time.Second
 
 // maxPeerMessage bounds one gRPC message on the peer port: an integrity log of 8 MiB and its envelope.
 const maxPeerMessage = 9 << 20
@@ -82,6 +86,28 @@ func (p *peers) client(host string) (v1.PeerServiceClient, error) {
 		entry.conn = conn
 	}
 	return v1.NewPeerServiceClient(entry.conn), nil
+}
+
+// reconnect gives a connection that was lost a moment to come back: a peer that has just been restarted must not be refused for the last error of
+// before. A peer that stays away is refused by the call that follows.
+func (p *peers) reconnect(ctx context.Context, host string) {
+	p.mu.Lock()
+	var conn *grpc.ClientConn
+	if entry := p.byKey[host]; entry != nil {
+		conn = entry.conn
+	}
+	p.mu.Unlock()
+	if conn == nil || conn.GetState() != connectivity.TransientFailure {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, reconnectPatience)
+	defer cancel()
+	conn.ResetConnectBackoff()
+	for state := conn.GetState(); state != connectivity.Ready; state = conn.GetState() {
+		if !conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
 }
 
 // admit says whether host may begin a handshake now.

@@ -52,10 +52,10 @@ type testNode struct {
 	root                     RootOfTrust
 	conn                     *grpc.ClientConn
 	stop                     func()
-	// skew is added to the node's clock.
 	// detach ends the test's being the helper of vmID.
 	detach func()
-	skew   atomic.Int64
+	// skew is added to the node's clock.
+	skew atomic.Int64
 }
 
 func (n *testNode) admin() v1.AdminServiceClient { return v1.NewAdminServiceClient(n.conn) }
@@ -298,22 +298,30 @@ func attach(client v1.CryptoServiceClient, instance string) (detach func(), err 
 }
 
 func (n *testNode) protect(kind v1.StateType, plaintext []byte) ([]byte, error) {
+	return n.protectVM(vmID, kind, plaintext)
+}
+
+func (n *testNode) protectVM(vm string, kind v1.StateType, plaintext []byte) ([]byte, error) {
 	rpc, err := n.crypto().ProtectState(context.Background())
 	if err != nil {
 		return nil, err
 	}
 	// A refusal shows in Recv: errors of Send only say that the stream has ended.
-	_ = rpc.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind, Data: plaintext}}})
+	_ = rpc.Send(&v1.ProtectStateRequest{Body: &v1.ProtectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vm, Type: kind, Data: plaintext}}})
 	_ = rpc.CloseSend()
 	return collect(func() ([]byte, bool, error) { m, err := rpc.Recv(); return m.GetData(), m.GetDone(), err })
 }
 
 func (n *testNode) unprotect(kind v1.StateType, ciphertext []byte) ([]byte, error) {
+	return n.unprotectVM(vmID, kind, ciphertext)
+}
+
+func (n *testNode) unprotectVM(vm string, kind v1.StateType, ciphertext []byte) ([]byte, error) {
 	rpc, err := n.crypto().UnprotectState(context.Background())
 	if err != nil {
 		return nil, err
 	}
-	_ = rpc.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vmID, Type: kind, Data: ciphertext}}})
+	_ = rpc.Send(&v1.UnprotectStateRequest{Body: &v1.UnprotectStateRequest_Header{Header: &v1.StateHeader{InstanceId: vm, Type: kind, Data: ciphertext}}})
 	_ = rpc.CloseSend()
 	return collect(func() ([]byte, bool, error) { m, err := rpc.Recv(); return m.GetData(), m.GetDone(), err })
 }
