@@ -417,3 +417,32 @@ func (m *mirror) Recv() (*v1.Frame, error) {
 	m.queue = m.queue[1:]
 	return f, nil
 }
+
+func TestAKeyConfirmationOfAnotherHandshakeIsRefused(t *testing.T) {
+	for _, side := range []v1.Role{v1.Role_ROLE_SOURCE, v1.Role_ROLE_DESTINATION} {
+		p := newPair()
+		alter := func(s Stream) Stream {
+			return &tap{Stream: s, send: func(f *v1.Frame) []*v1.Frame {
+				for _, tag := range [][]byte{f.GetConfirm().GetConfirm(), f.GetDestinationSeal().GetConfirm()} {
+					if len(tag) > 0 {
+						tag[0] ^= 1
+					}
+				}
+				return []*v1.Frame{f}
+			}}
+		}
+		p.run(t, v1.Role_ROLE_SOURCE, func(src, dst Stream) (Stream, Stream) {
+			if side == v1.Role_ROLE_SOURCE {
+				return alter(src), dst
+			}
+			return src, alter(dst)
+		})
+		refuser := p.errD
+		if side == v1.Role_ROLE_DESTINATION {
+			refuser = p.errS
+		}
+		if !errors.Is(refuser, refusal.Because(v1.Reason_REASON_KEY_CONFIRMATION_FAILED)) || p.s != nil && p.d != nil {
+			t.Errorf("the confirmation of the %s: %v, %v", RoleName(side), p.errS, p.errD)
+		}
+	}
+}

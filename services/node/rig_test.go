@@ -52,6 +52,8 @@ type testNode struct {
 	root                     RootOfTrust
 	conn                     *grpc.ClientConn
 	stop                     func()
+	// wrap, if set, stands between the node and its enclave.
+	wrap func(tee.Enclave) tee.Enclave
 	// detach ends the test's being the helper of vmID.
 	detach func()
 	// skew is added to the node's clock.
@@ -187,7 +189,11 @@ func (n *testNode) start(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, n.cfg, n.enclave, n.root, discardLog(), n.now)
+		var enclave tee.Enclave = n.enclave
+		if n.wrap != nil {
+			enclave = n.wrap(enclave)
+		}
+		done <- run(ctx, n.cfg, enclave, n.root, discardLog(), n.now)
 	}()
 	var once sync.Once
 	n.stop = func() {

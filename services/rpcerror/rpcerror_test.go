@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -59,5 +60,18 @@ func TestEveryReasonHasACode(t *testing.T) {
 		if c := code(v1.Reason(number)); c == codes.OK || c == codes.Unknown {
 			t.Errorf("%v: %v", v1.Reason(number), c)
 		}
+	}
+}
+
+func TestAReasonOfALaterReleaseIsUnspecified(t *testing.T) {
+	st, err := status.New(codes.PermissionDenied, "no").WithDetails(&errdetails.ErrorInfo{
+		Reason: "SOMETHING_NEW", Domain: Domain, Metadata: map[string]string{"message": "what is new", "remedy": "upgrade"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := Refusal(st.Err())
+	if got.Reason != v1.Reason_REASON_UNSPECIFIED || got.Message != "what is new" || got.Remedy != "upgrade" {
+		t.Errorf("got %+v", got)
 	}
 }
