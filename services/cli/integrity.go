@@ -220,9 +220,7 @@ takes none of them on its word.`,
 		if err != nil {
 			return err
 		}
-		v := appraise.Appraise(log, refs, appraise.Expectation{
-			Host: log.GetHost(), AKPublic: log.GetTpmQuote().GetAkPublic(), Now: log.GetMeasuredAt().AsTime(), MaxAge: time.Second, Fetch: fetch,
-		})
+		v := appraise.Appraise(log, refs, expectationOf(log, fetch))
 		out := &appraisalView{Accepted: v.Accepted(), Host: log.GetHost(), Matched: v.Matched, Unjudged: v.Unjudged}
 		for _, m := range v.Mismatches {
 			out.Mismatches = append(out.Mismatches, mismatchView{m.Item, string(m.Kind), m.Found, m.Expected, m.Remedy})
@@ -244,6 +242,13 @@ takes none of them on its word.`,
 	f.StringVar(&imaList, "ima-list", "", "the host's binary IMA list, if the log names one as an attachment")
 	_ = c.MarkFlagRequired("policy") // the flag is there
 	return c
+}
+
+// expectationOf takes a log's own time, host and TPM key as they are.
+func expectationOf(log *v1.IntegrityLog, fetch appraise.Fetch) appraise.Expectation {
+	return appraise.Expectation{
+		Host: log.GetHost(), AKPublic: log.GetTpmQuote().GetAkPublic(), Now: log.GetMeasuredAt().AsTime(), MaxAge: time.Second, Fetch: fetch,
+	}
 }
 
 // attachments serves files as the attachments of a log.

@@ -197,6 +197,26 @@ func TestTheCommandsAgainstTwoNodes(t *testing.T) {
 	says(on(0, "secrets", "list"), ExitOK, "no secrets")
 	says(on(0, "status"), ExitOK, "accepts this node", "svn 1")
 
+	says(on(0, "wait", "--timeout", "5s"), ExitOK)
+
+	// A policy is tried on the hosts as they are, before it is in force.
+	log := filepath.Join(c.dir, "compute2.log")
+	if err := os.WriteFile(log, []byte(on(1, "integrity", "measure", "-o", "json").out), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	says(on(0, "policy", "test", c.policyFile, log), ExitOK, "ok       compute2", "0 of 1 hosts are refused")
+	stricter := c.policy
+	stricter.Platforms = stricter.Platforms[:1]
+	stricter.Integrity.Files = map[string]appraise.File{"vmm/qemu": {SHA256: []appraise.Digest{sha256.Sum256([]byte("a later VMM"))}}}
+	raw, err := json.Marshal(stricter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, c.dir, "stricter.json", raw)
+	says(on(0, "policy", "test", filepath.Join(c.dir, "stricter.json"), log), ExitRefused, "REFUSED  compute2", "no entry for this host", "vmm/qemu: found")
+	says(on(0, "policy", "diff", c.policyFile, filepath.Join(c.dir, "stricter.json")), ExitRefused, "- accepts less platforms[compute2]", "refuse the new one",
+		"+ accepts more integrity.files.vmm/qemu.sha256")
+
 	// A host that changed is refused by both nodes, each by its own words: the one that judges says why, the other only that.
 	put(t, c.nodes[1].dir, "qemu", []byte("another VMM"))
 	says(on(0, "preflight", "compute2"), ExitRefused, "INTEGRITY_MISMATCH", "vmm/qemu", "compute1 on compute2: refused")

@@ -22,7 +22,8 @@ func policyCommand(a *app) *cobra.Command {
 		Use: "policy", Short: "Make and read signed policies",
 		Long: "Make and read signed policies: what is accepted, signed by the operator. Nodes take no other.",
 	}
-	c.AddCommand(policyKeygenCommand(a), policySignCommand(a), policyVerifyCommand(a), policyShowCommand(a), policySchemaCommand(a))
+	c.AddCommand(policyKeygenCommand(a), policySignCommand(a), policyVerifyCommand(a), policyShowCommand(a), policyDiffCommand(a), policyTestCommand(a),
+		policySchemaCommand(a))
 	return c
 }
 

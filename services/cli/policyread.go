@@ -49,17 +49,9 @@ func policyShowCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "show POLICY", Short: "Show what is in a policy, signed or not, without asking who signed it", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			raw, err := readFile(args[0], policy.MaxEnvelope)
+			p, err := readAnyPolicy(args[0])
 			if err != nil {
 				return err
-			}
-			payload, err := policy.Unverified(raw)
-			if err != nil {
-				payload = raw // a bare document
-			}
-			p, perr := policy.Parse(payload)
-			if perr != nil {
-				return advise(fmt.Errorf("%s: %w", args[0], perr), "give a policy, signed or bare")
 			}
 			if document {
 				_, err := a.Out.Write(p.Raw)
