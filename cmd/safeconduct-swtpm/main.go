@@ -1,5 +1,5 @@
-// Command safeconduct-swtpm runs swtpm so that a vTPM's state leaves the host as ciphertext only. Under the name swtpm it takes swtpm's own command
-// line, and so its place under libvirt.
+// Command safeconduct-swtpm runs swtpm so that a vTPM's state leaves the host as ciphertext only. Under the names swtpm and swtpm_setup it takes their
+// own command lines, and so their place under libvirt.
 package main
 
 import (
@@ -19,12 +19,14 @@ func main() {
 }
 
 func run() error {
-	if filepath.Base(os.Args[0]) != "swtpm" {
+	inPlaceOf := map[string]func(context.Context, []string, helper.Settings) error{"swtpm": helper.DropIn, "swtpm_setup": helper.SetupDropIn}
+	run, ok := inPlaceOf[filepath.Base(os.Args[0])]
+	if !ok {
 		return helper.Command().Execute()
 	}
 	settings, err := helper.ReadSettings(helper.SettingsFile)
 	if err != nil {
 		return err
 	}
-	return helper.DropIn(context.Background(), os.Args[1:], settings)
+	return run(context.Background(), os.Args[1:], settings)
 }

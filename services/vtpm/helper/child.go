@@ -45,12 +45,18 @@ func startSWTPM(o Options) (*child, error) {
 			return nil, errors.Join(err, conn.Close(), g.close())
 		}
 	}
-	args := o.call.Args(int(theirs.Fd()), o.Extra...)
+	extra, dropKey, err := o.enclaveKey()
+	if err != nil {
+		return nil, errors.Join(err, conn.Close(), g.close())
+	}
+	args := o.call.Args(int(theirs.Fd()), append(extra, o.Extra...)...)
 	c := &child{cmd: exec.Command(o.SWTPM, args...), ctrl: conn.(*net.UnixConn), guard: g, done: make(chan struct{})} //nolint:noctx // stop ends it in order
 	c.cmd.Stdout, c.cmd.Stderr = os.Stderr, os.Stderr
 	// Its own process group: a terminal's interrupt is the helper's to pass on.
 	c.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	if err := c.cmd.Start(); err != nil {
+	err = c.cmd.Start()
+	dropKey()
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("starting swtpm: %w", err), conn.Close(), g.close())
 	}
 	go func() {

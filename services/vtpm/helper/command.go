@@ -15,7 +15,7 @@ import (
 
 // Command is the command line of safeconduct-swtpm.
 func Command() *cobra.Command {
-	var o Options
+	o := Options{StateKey: CallersKey}
 	var level slog.LevelVar
 	c := &cobra.Command{
 		Use:   "safeconduct-swtpm --instance UUID --ctrl PATH --tpmstate DIR [flags] [-- swtpm arguments]",
@@ -47,6 +47,7 @@ states it, and the node service refuses without.`,
 	f.StringVar(&o.TPMState, "tpmstate", "", "swtpm's state directory")
 	f.StringVar(&o.SWTPM, "swtpm", "/usr/bin/swtpm", "the real swtpm")
 	f.DurationVar(&o.NodeTimeout, "node-timeout", vtpm.DefaultTimeout, "bound on one blob's way through the node service; the VM stands still meanwhile")
+	f.Var(&o.StateKey, "state-key", "whose key the state at rest is under: the caller's, such as --key after --, or one of the node's enclave")
 	f.TextVar(&level, "log-level", &level, "DEBUG, INFO, WARN or ERROR")
 	return c
 }

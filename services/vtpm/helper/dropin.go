@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/safeconduct/safeconduct/services/vtpm"
 	"github.com/safeconduct/safeconduct/services/vtpm/cmdline"
 )
 
@@ -38,9 +39,10 @@ func DropIn(ctx context.Context, args []string, settings Settings) error {
 		return err
 	}
 	defer func() { _ = log.file.Close() }()
-	err = Run(ctx, Options{Node: settings.Node, Instance: call.Instance, SWTPM: real, NodeTimeout: settings.NodeTimeout, call: call}, log.Logger)
+	err = Run(ctx, Options{Node: settings.Node, Instance: call.Instance, SWTPM: real, NodeTimeout: settings.NodeTimeout, StateKey: settings.stateKey(call.Instance),
+		call: call}, log.Logger)
 	if err != nil {
-		log.Error("the helper ends", "why", err)
+		log.Error("the helper ends", vtpm.Attributes(err)...)
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -203,11 +204,14 @@ func TestTheRealToolIsNeverThisProgram(t *testing.T) {
 
 func TestSettings(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "helper.yaml")
-	if got, err := ReadSettings(path); err != nil || got != DefaultSettings() {
+	if got, err := ReadSettings(path); err != nil || !reflect.DeepEqual(got, DefaultSettings()) {
 		t.Errorf("a missing file: %+v, %v", got, err)
 	}
 	for name, tc := range map[string]struct{ text, problem string }{
-		"a whole one":           {"node: unix:///n\nnode_timeout: 800ms\ntools: /opt\nlog_level: DEBUG\n", ""},
+		"a whole one": {"node: unix:///n\nnode_timeout: 800ms\ntools: /opt\nlog_level: DEBUG\nstate_key: enclave\nstate_key_of: {" + instance +
+			": caller}\n", ""},
+		"another's key":         {"state_key: libvirt\n", "state_key"},
+		"a VM that is none":     {"state_key_of: {vm-1: enclave}\n", "vm-1"},
 		"an empty one":          {" \n", ""},
 		"comments only":         {"# node: x\n#tools: /y\n", ""},
 		"an unknown key":        {"nodes: x\n", "nodes"},
@@ -224,10 +228,11 @@ func TestSettings(t *testing.T) {
 		if (err == nil) != (tc.problem == "") || err != nil && !strings.Contains(err.Error(), tc.problem) {
 			t.Errorf("%s: %v, expected %q", name, err, tc.problem)
 		}
-		if (name == "an empty one" || name == "comments only") && got != DefaultSettings() {
+		if (name == "an empty one" || name == "comments only") && !reflect.DeepEqual(got, DefaultSettings()) {
 			t.Errorf("%s: %+v, expected the defaults", name, got)
 		}
-		if name == "a whole one" && (got.NodeTimeout != 800*time.Millisecond || got.Node != "unix:///n" || got.Tools != "/opt" || got.LogLevel >= 0) {
+		if name == "a whole one" && (got.NodeTimeout != 800*time.Millisecond || got.Node != "unix:///n" || got.Tools != "/opt" || got.LogLevel >= 0 ||
+			got.stateKey("") != EnclaveKey || got.stateKey(instance) != CallersKey) {
 			t.Errorf("%+v", got)
 		}
 	}

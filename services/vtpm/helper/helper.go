@@ -43,6 +43,7 @@ import (
 
 	"github.com/safeconduct/safeconduct/services/vtpm"
 	"github.com/safeconduct/safeconduct/services/vtpm/cmdline"
+	"github.com/safeconduct/safeconduct/services/vtpm/statekey"
 )
 
 // Options of the helper. Paths are of this host.
@@ -61,9 +62,13 @@ type Options struct {
 	NodeTimeout time.Duration
 	// Extra arguments for swtpm.
 	Extra []string
+	// StateKey is whose key the state at rest is under; empty: the caller's.
+	StateKey StateKey
 
 	// call is what swtpm is asked for; nil: what the fields above say.
 	call *cmdline.Call
+	// state is under a key of the enclave; nil: it is not.
+	state *statekey.State
 }
 
 // owned are swtpm's options that the helper sets, or that would take the child away from it.
@@ -86,7 +91,7 @@ func (o *Options) check() error {
 	}
 	for _, arg := range o.Extra {
 		name, _, _ := strings.Cut(arg, "=")
-		if slices.Contains(owned[:], name) {
+		if slices.Contains(owned[:], name) || name == "--key" && o.StateKey == EnclaveKey {
 			return fmt.Errorf("swtpm argument %s is not for the caller to set", name)
 		}
 	}
@@ -105,7 +110,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := harden(); err != nil {
 		return err
 	}
-	if o.Instance == "" {
+	if o.Instance == "" && o.StateKey != EnclaveKey {
 		log.Warn("the state's path names no VM, so its state is never let out: the VM runs, and cannot be migrated or saved", "state", o.call.State)
 		return runWith(ctx, o, nil, log)
 	}
@@ -114,10 +119,19 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	log = log.With("instance", o.Instance)
+	if o.StateKey == EnclaveKey {
+		o.state, err = openState(ctx, place{o.Instance, o.call.State, o.call.StateFile, o.call.Incoming}, protector, statekey.DefaultPatience, log)
+		if err != nil {
+			return errors.Join(err, protector.Close())
+		}
+	}
 	keeping, stop := context.WithCancel(ctx)
 	var kept sync.WaitGroup
 	kept.Go(func() { protector.Keep(keeping, log) })
 	err = runWith(ctx, o, protector, log)
+	if o.state != nil {
+		err = errors.Join(err, o.state.Close())
+	}
 	stop()
 	kept.Wait()
 	return errors.Join(err, protector.Close())

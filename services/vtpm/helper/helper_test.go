@@ -31,6 +31,13 @@ const runAsHelper = "SAFECONDUCT_TEST_RUN_AS_HELPER"
 // runAsDropIn makes it the drop-in for swtpm; the value is the directory of the real one.
 const runAsDropIn = "SAFECONDUCT_TEST_RUN_AS_DROPIN"
 
+// runAsSetup makes it the drop-in for swtpm_setup; the value is as that of runAsDropIn. settingsFile is the helper's settings; without, the node service is
+// not there.
+const (
+	runAsSetup   = "SAFECONDUCT_TEST_RUN_AS_SETUP"
+	settingsFile = "SAFECONDUCT_TEST_SETTINGS"
+)
+
 // hardenAndTell makes it a process that hardens itself and says what that changed: the test's own process is not to be changed.
 const hardenAndTell = "SAFECONDUCT_TEST_HARDEN"
 
@@ -44,14 +51,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if tools := os.Getenv(runAsDropIn); tools != "" {
-		s := DefaultSettings()
-		s.Node, s.Tools = "unix:///nonexistent", tools
-		if err := DropIn(context.Background(), os.Args[1:], s); err != nil {
-			_, _ = os.Stderr.WriteString(err.Error() + "\n")
-			os.Exit(1)
+	for name, run := range map[string]func(context.Context, []string, Settings) error{runAsDropIn: DropIn, runAsSetup: SetupDropIn} {
+		if tools := os.Getenv(name); tools != "" {
+			os.Exit(runInPlace(run, tools))
 		}
-		os.Exit(0)
 	}
 	if os.Getenv(hardenAndTell) != "" {
 		before, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
@@ -61,6 +64,22 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+func runInPlace(run func(context.Context, []string, Settings) error, tools string) int {
+	s, err := ReadSettings(os.Getenv(settingsFile))
+	if os.Getenv(settingsFile) == "" {
+		s.Node = "unix:///nonexistent"
+	}
+	s.Tools = tools
+	if err == nil {
+		err = run(context.Background(), os.Args[1:], s)
+	}
+	if err != nil {
+		_, _ = os.Stderr.WriteString(err.Error() + "\n")
+		return 1
+	}
+	return 0
 }
 
 func TestAHardenedProcessIsNotDumpable(t *testing.T) {
@@ -515,6 +534,7 @@ func TestOptionsThatAreRefused(t *testing.T) {
 		{"no state directory", func(o *Options) { o.TPMState = "" }, "--tpmstate"},
 		{"a state directory that ends in another option", func(o *Options) { o.TPMState = "/a,mode=0777" }, "comma"},
 		{"a control channel of the caller's", func(o *Options) { o.Extra = []string{"--ctrl", "x"} }, "--ctrl"},
+		{"a key of the caller's beside the enclave's", func(o *Options) { o.StateKey, o.Extra = EnclaveKey, []string{"--key", "fd=3"} }, "--key"},
 		{"the same with an equals sign", func(o *Options) { o.Extra = []string{"--ctrl=x"} }, "--ctrl"},
 		{"a swtpm that would leave its parent", func(o *Options) { o.Extra = []string{"-d"} }, "-d"},
 	} {

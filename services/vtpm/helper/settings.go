@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/google/uuid"
 
 	"github.com/safeconduct/safeconduct/services/vtpm"
 )
@@ -30,11 +31,57 @@ type Settings struct {
 	Tools string `yaml:"tools"`
 	// LogLevel is DEBUG, INFO, WARN or ERROR.
 	LogLevel slog.Level `yaml:"log_level"`
+	// StateKey is whose key the state at rest is under, and StateKeyOf that of single VMs, by their UUID.
+	StateKey   StateKey            `yaml:"state_key"`
+	StateKeyOf map[string]StateKey `yaml:"state_key_of"`
+}
+
+// StateKey is whose key a vTPM's state at rest is under.
+type StateKey string
+
+const (
+	// CallersKey is that of who starts swtpm, such as libvirt's <encryption>, or none.
+	CallersKey StateKey = "caller"
+	// EnclaveKey is one of the node's enclave, in place of the caller's.
+	EnclaveKey StateKey = "enclave"
+)
+
+// Set implements pflag.Value.
+func (k *StateKey) Set(text string) error {
+	switch v := StateKey(text); v {
+	case CallersKey, EnclaveKey:
+		*k = v
+		return nil
+	default:
+		return fmt.Errorf("found %q, expected %s or %s", text, CallersKey, EnclaveKey)
+	}
+}
+
+// String implements pflag.Value.
+func (k *StateKey) String() string { return string(*k) }
+
+// Type implements pflag.Value.
+func (*StateKey) Type() string { return "caller|enclave" }
+
+// UnmarshalText reads it from the file.
+func (k *StateKey) UnmarshalText(text []byte) error {
+	if err := k.Set(string(text)); err != nil {
+		return fmt.Errorf("state_key: %w", err)
+	}
+	return nil
+}
+
+// stateKey is that of one VM; an empty instance is a state whose path names none.
+func (s Settings) stateKey(instance string) StateKey {
+	if k, ok := s.StateKeyOf[instance]; ok {
+		return k
+	}
+	return s.StateKey
 }
 
 // DefaultSettings are those of a missing file.
 func DefaultSettings() Settings {
-	return Settings{Node: "unix:///run/safeconduct/node.sock", NodeTimeout: vtpm.DefaultTimeout, Tools: "/usr/bin"}
+	return Settings{Node: "unix:///run/safeconduct/node.sock", NodeTimeout: vtpm.DefaultTimeout, Tools: "/usr/bin", StateKey: CallersKey}
 }
 
 // ReadSettings reads the file; one that does not exist is the default. An unknown key is an error, as is a value that makes no sense.
@@ -62,8 +109,20 @@ func ReadSettings(path string) (Settings, error) {
 		return s, fmt.Errorf("%s: node is empty", path)
 	case s.NodeTimeout < 10*time.Millisecond || s.NodeTimeout > 10*time.Second:
 		return s, fmt.Errorf("%s: node_timeout is %v, not 10ms to 10s: the VM stands still for as long", path, s.NodeTimeout)
+	case s.misnamed() != "":
+		return s, fmt.Errorf("%s: state_key_of: %q is not the UUID of a VM in lower case", path, s.misnamed())
 	case !filepath.IsAbs(s.Tools):
 		return s, fmt.Errorf("%s: tools is %q, not an absolute path", path, s.Tools)
 	}
 	return s, nil
+}
+
+// misnamed is a VM of state_key_of that could never be met.
+func (s Settings) misnamed() string {
+	for id := range s.StateKeyOf {
+		if parsed, err := uuid.Parse(id); err != nil || parsed.String() != id {
+			return id
+		}
+	}
+	return ""
 }
