@@ -120,7 +120,7 @@ func secretsAcceptStateCommand(a *app) *cobra.Command {
 
 A vTPM with an old state repeats what it did: counters go back, and what was sealed to it since, or revoked, is as it was before. Accept one when you know
 how it came to be: the host crashed between swtpm's write and its being recorded, or you have restored a backup and mean it. Without --digest the
-command says what was refused and changes nothing. What is accepted is in the node service's log, with the uid of the caller.`,
+command says what was refused and changes nothing. What is accepted is in the node's audit log, with the uid of the caller.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			raw, err := hex.DecodeString(digest)
 			if err != nil || digest != "" && len(raw) != sha256.Size {

@@ -156,6 +156,10 @@ func about(r *audit.Record, request any) {
 		request, r.Subject = m.GetHeader(), m.GetHeader().GetName()
 	case *v1.UnprotectImageRequest:
 		request, r.Subject = m.GetHeader(), m.GetHeader().GetName()
+	case *v1.OpenStateRequest:
+		r.Subject = hex.EncodeToString(m.GetDigest())
+	case *v1.AcceptStateRequest:
+		r.Subject = hex.EncodeToString(m.GetDigest())
 	case *v1.SetLogLevelRequest:
 		r.Subject = m.GetLevel()
 	}

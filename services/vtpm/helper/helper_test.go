@@ -31,11 +31,11 @@ const runAsHelper = "SAFECONDUCT_TEST_RUN_AS_HELPER"
 // runAsDropIn makes it the drop-in for swtpm; the value is the directory of the real one.
 const runAsDropIn = "SAFECONDUCT_TEST_RUN_AS_DROPIN"
 
-// runAsSetup makes it the drop-in for swtpm_setup; the value is as that of runAsDropIn. settingsFile is the helper's settings; without, the node service is
-// not there.
+// runAsSetup makes it the drop-in for swtpm_setup; the value is as that of runAsDropIn. withSettings has it read helper.yaml in its working directory;
+// without, the node service is not there.
 const (
 	runAsSetup   = "SAFECONDUCT_TEST_RUN_AS_SETUP"
-	settingsFile = "SAFECONDUCT_TEST_SETTINGS"
+	withSettings = "SAFECONDUCT_TEST_WITH_SETTINGS"
 )
 
 // hardenAndTell makes it a process that hardens itself and says what that changed: the test's own process is not to be changed.
@@ -67,8 +67,8 @@ func TestMain(m *testing.M) {
 }
 
 func runInPlace(run func(context.Context, []string, Settings) error, tools string) int {
-	s, err := ReadSettings(os.Getenv(settingsFile))
-	if os.Getenv(settingsFile) == "" {
+	s, err := ReadSettings("helper.yaml") // of the working directory
+	if os.Getenv(withSettings) == "" {
 		s.Node = "unix:///nonexistent"
 	}
 	s.Tools = tools

@@ -125,7 +125,7 @@ func (n *stateNode) generation(t *testing.T) uint64 {
 
 // under has a program in swtpm's place use the node service.
 func under(n *stateNode, c *exec.Cmd) *exec.Cmd {
-	c.Env = append(c.Env, settingsFile+"="+n.settings)
+	c.Env, c.Dir = append(c.Env, withSettings+"=1"), filepath.Dir(n.settings)
 	return c
 }
 

@@ -43,9 +43,9 @@ const (
 	// DropIn is the drop-in's name in a unit's directory.
 	DropIn = "50-safeconduct-swtpm.conf"
 
-	swtpm    = "/usr/bin/swtpm"
-	diverted = swtpm + helper.DivertedSuffix
-	wrapper  = Directory + "/swtpm"
+	swtpm = "/usr/bin/swtpm"
+	// swtpmSetup makes the state of new VMs. The helper takes its place where it is, for states that are to be under a key of the enclave.
+	swtpmSetup = "/usr/bin/swtpm_setup"
 	// stockPath is systemd's own default, in front of which Directory is put.
 	stockPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
@@ -58,6 +58,10 @@ const dropInText = `# Written by "safeconduct helper install", removed by "safec
 # libvirt finds swtpm in its PATH: the first directory has safeconduct-swtpm under that name.
 [Service]
 Environment=PATH=` + Directory + ":" + stockPath + "\n"
+
+// wrapper is the helper in Directory in the place of one of swtpm's programs, diverted that program's name with Divert.
+func wrapper(program string) string  { return filepath.Join(Directory, filepath.Base(program)) }
+func diverted(program string) string { return program + helper.DivertedSuffix }
 
 // Host is where to install. The zero value does nothing useful: Local is this host.
 type Host struct {
@@ -133,11 +137,7 @@ func (h Host) Install(ctx context.Context, method Method) (changed bool, err err
 	case Path:
 		return h.installPath(ctx)
 	case Divert:
-		if now == Divert {
-			return false, nil
-		}
-		err := h.installDivert(ctx)
-		return err == nil, err
+		return h.installDivert(ctx)
 	default:
 		return false, fmt.Errorf("%q is no method", method)
 	}
@@ -173,6 +173,14 @@ func (h Host) units() []string {
 	return found
 }
 
+// programs are those of swtpm's whose place the helper takes.
+func (h Host) programs() []string {
+	if h.exists(swtpmSetup) {
+		return []string{swtpm, swtpmSetup}
+	}
+	return []string{swtpm}
+}
+
 func (h Host) dropIn(unit string) string {
 	return filepath.Join("/etc/systemd/system", unit+".d", DropIn)
 }
@@ -184,8 +192,10 @@ func (h Host) installPath(ctx context.Context) (changed bool, err error) {
 			strings.Join(daemons, ", "), ErrMissing, Directory)
 	}
 	// First look, then touch.
-	if ours, err := h.ours(wrapper); err != nil || !ours && h.exists(wrapper) {
-		return false, errors.Join(err, fmt.Errorf("%s is not ours: %w", wrapper, ErrCannotUndo))
+	for _, p := range h.programs() {
+		if ours, err := h.ours(wrapper(p)); err != nil || !ours && h.exists(wrapper(p)) {
+			return false, errors.Join(err, fmt.Errorf("%s is not ours: %w", wrapper(p), ErrCannotUndo))
+		}
 	}
 	for _, u := range units {
 		switch text, err := os.ReadFile(h.path(h.dropIn(u))); {
@@ -197,9 +207,12 @@ func (h Host) installPath(ctx context.Context) (changed bool, err error) {
 	}
 	undo := &undo{}
 	defer undo.unless(&err)
-	if !h.exists(wrapper) {
+	for _, p := range h.programs() {
+		if h.exists(wrapper(p)) {
+			continue
+		}
 		changed = true
-		if err := undo.link(h.path(Helper), Helper, h.path(wrapper)); err != nil {
+		if err := undo.link(h.path(Helper), Helper, h.path(wrapper(p))); err != nil {
 			return false, err
 		}
 	}
@@ -226,12 +239,16 @@ func (h Host) uninstallPath(ctx context.Context) error {
 			}
 		}
 	}
-	if ours, err := h.ours(wrapper); err != nil || !ours {
-		return errors.Join(err, h.reload(ctx))
+	var all error
+	for _, p := range []string{swtpmSetup, swtpm} { // of a package that has gone, too
+		ours, err := h.ours(wrapper(p))
+		if ours {
+			err = removeAndTidy(h.path(wrapper(p)))
+		}
+		all = errors.Join(all, err)
 	}
-	err := removeAndTidy(h.path(wrapper))
 	_ = os.Remove(h.path(filepath.Dir(Directory))) // if nothing else is in it
-	return errors.Join(err, h.reload(ctx))
+	return errors.Join(all, h.reload(ctx))
 }
 
 // reload has systemd read the units, if it runs.
@@ -243,45 +260,86 @@ func (h Host) reload(ctx context.Context) error {
 	return err
 }
 
-func (h Host) installDivert(ctx context.Context) error {
-	info, err := os.Lstat(h.path(swtpm))
+func (h Host) installDivert(ctx context.Context) (changed bool, err error) {
+	var wanted []string
+	for _, p := range h.programs() { // first look, then touch
+		ours, err := h.ours(p)
+		if err == nil && !ours {
+			wanted = append(wanted, p)
+			err = h.canDivert(ctx, p)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	undo := &undo{}
+	defer undo.unless(&err)
+	for _, p := range wanted {
+		if err := h.divert(ctx, p); err != nil {
+			return false, err
+		}
+		undo.steps = append(undo.steps, func() error { return h.undivert(ctx, p) })
+	}
+	return len(wanted) > 0, nil
+}
+
+// canDivert says why a program is not to be diverted.
+func (h Host) canDivert(ctx context.Context, program string) error {
+	info, err := os.Lstat(h.path(program))
 	if err != nil {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file: %w", swtpm, ErrCannotUndo)
+		return fmt.Errorf("%s is no regular file: %w", program, ErrCannotUndo)
 	}
-	if _, err := h.dpkg(ctx, "dpkg-query", "-S", swtpm); err != nil {
-		return fmt.Errorf("no package owns %s: %w: %w", swtpm, ErrCannotUndo, err)
+	if _, err := h.dpkg(ctx, "dpkg-query", "-S", program); err != nil {
+		return fmt.Errorf("no package owns %s: %w: %w", program, ErrCannotUndo, err)
 	}
-	if out, err := h.dpkg(ctx, "dpkg-divert", "--list", swtpm); err != nil || strings.TrimSpace(out) != "" {
-		return errors.Join(err, fmt.Errorf("%s is diverted already (%s): %w", swtpm, strings.TrimSpace(out), ErrCannotUndo))
+	if out, err := h.dpkg(ctx, "dpkg-divert", "--list", program); err != nil || strings.TrimSpace(out) != "" {
+		return errors.Join(err, fmt.Errorf("%s is diverted already (%s): %w", program, strings.TrimSpace(out), ErrCannotUndo))
 	}
-	if h.exists(diverted) {
-		return fmt.Errorf("%s is there already: %w", diverted, ErrCannotUndo)
+	if h.exists(diverted(program)) {
+		return fmt.Errorf("%s is there already: %w", diverted(program), ErrCannotUndo)
 	}
-	if h.confined() {
-		return fmt.Errorf("AppArmor confines %s by its path, and under another name it would run unconfined: %w: use the method path", swtpm, ErrCannotUndo)
+	if h.confined(program) {
+		return fmt.Errorf("AppArmor confines %s by its path, and under another name it would run unconfined: %w: use the method path", program, ErrCannotUndo)
 	}
-	if _, err := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--divert", diverted, "--add", swtpm); err != nil {
+	return nil
+}
+
+func (h Host) divert(ctx context.Context, program string) error {
+	if _, err := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--divert", diverted(program), "--add", program); err != nil {
 		return err
 	}
-	if err := os.Symlink(Helper, h.path(swtpm)); err != nil {
-		_, undone := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--remove", swtpm)
+	if err := os.Symlink(Helper, h.path(program)); err != nil {
+		_, undone := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--remove", program)
 		return errors.Join(err, undone)
 	}
 	return nil
 }
 
 func (h Host) uninstallDivert(ctx context.Context) error {
-	if !h.exists(diverted) {
-		return fmt.Errorf("%s, the real swtpm: %w: reinstall the package swtpm", diverted, ErrMissing)
+	for _, p := range []string{swtpmSetup, swtpm} {
+		ours, err := h.ours(p)
+		if err == nil && ours {
+			err = h.undivert(ctx, p)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err := os.Remove(h.path(swtpm)); err != nil {
+	return nil
+}
+
+func (h Host) undivert(ctx context.Context, program string) error {
+	if !h.exists(diverted(program)) {
+		return fmt.Errorf("%s, the real %s: %w: reinstall the package that has it", diverted(program), filepath.Base(program), ErrMissing)
+	}
+	if err := os.Remove(h.path(program)); err != nil {
 		return err
 	}
-	if _, err := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--remove", swtpm); err != nil {
-		return errors.Join(err, os.Symlink(Helper, h.path(swtpm)))
+	if _, err := h.dpkg(ctx, "dpkg-divert", "--local", "--rename", "--remove", program); err != nil {
+		return errors.Join(err, os.Symlink(Helper, h.path(program)))
 	}
 	return nil
 }
@@ -298,8 +356,8 @@ func (h Host) dpkg(ctx context.Context, name string, args ...string) (string, er
 	return h.Run(ctx, name, args...)
 }
 
-// confined says whether AppArmor has a profile for swtpm by its path.
-func (h Host) confined() bool {
+// confined says whether AppArmor has a profile for a program by its path.
+func (h Host) confined(program string) bool {
 	enabled, err := os.ReadFile(h.path("/sys/module/apparmor/parameters/enabled"))
-	return err == nil && strings.HasPrefix(string(enabled), "Y") && h.exists("/etc/apparmor.d/usr.bin.swtpm")
+	return err == nil && strings.HasPrefix(string(enabled), "Y") && h.exists("/etc/apparmor.d/usr.bin."+filepath.Base(program))
 }

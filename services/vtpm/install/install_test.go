@@ -40,6 +40,7 @@ func newFake(t *testing.T, systemd bool) *fake {
 	}}
 	f.write(Helper, "the helper", 0o755)
 	f.write(swtpm, "the real swtpm", 0o755)
+	f.write(swtpmSetup, "the real swtpm_setup", 0o755)
 	if systemd {
 		f.write("/lib/systemd/system/libvirtd.service", "[Service]\n", 0o644)
 		f.write("/usr/lib/systemd/system/virtqemud.service", "[Service]\n", 0o644)
@@ -60,14 +61,14 @@ func (f *fake) write(p, text string, mode os.FileMode) {
 	}
 }
 
-// dpkg gives the host a package database in which the package swtpm owns swtpm.
+// dpkg gives the host a package database in which the package swtpm owns swtpm and swtpm_setup.
 func (f *fake) dpkg() {
 	f.t.Helper()
 	if _, err := exec.LookPath("dpkg-divert"); err != nil {
 		f.t.Skip("this is no Debian: there is no dpkg-divert")
 	}
 	f.write("/var/lib/dpkg/status", "Package: swtpm\nStatus: install ok installed\nMaintainer: x <x@example.org>\nArchitecture: amd64\nVersion: 1\nDescription: x\n\n", 0o644)
-	f.write("/var/lib/dpkg/info/swtpm.list", "/.\n/usr\n/usr/bin\n/usr/bin/swtpm\n", 0o644)
+	f.write("/var/lib/dpkg/info/swtpm.list", "/.\n/usr\n/usr/bin\n/usr/bin/swtpm\n/usr/bin/swtpm_setup\n", 0o644)
 	f.write("/var/lib/dpkg/info/format", "1\n", 0o644)
 	if err := os.MkdirAll(f.path("/var/lib/dpkg/updates"), 0o755); err != nil {
 		f.t.Fatal(err)
@@ -122,9 +123,11 @@ func TestEachMethodIsIdempotentAndLeavesNothingBehind(t *testing.T) {
 				}
 				f.installed(method)
 			}
-			place := map[Method]string{Path: wrapper, Divert: swtpm}[method]
-			if ours, err := f.ours(place); err != nil || !ours {
-				t.Errorf("%s is not the helper (%v)", place, err)
+			for _, program := range []string{swtpm, swtpmSetup} {
+				place := map[Method]string{Path: wrapper(program), Divert: program}[method]
+				if ours, err := f.ours(place); err != nil || !ours {
+					t.Errorf("%s is not the helper (%v)", place, err)
+				}
 			}
 			for i, want := range []bool{true, false} {
 				if changed, err := f.Uninstall(t.Context()); err != nil || changed != want {
@@ -149,7 +152,7 @@ func TestWhatCannotBeUndoneIsRefusedAndChangesNothing(t *testing.T) {
 		want    error
 	}{
 		"another drop-in of our name": {Path, func(f *fake) { f.write("/etc/systemd/system/libvirtd.service.d/"+DropIn, "[Service]\n", 0o644) }, ErrCannotUndo},
-		"another swtpm in our place":  {Path, func(f *fake) { f.write(wrapper, "somebody's", 0o755) }, ErrCannotUndo},
+		"another swtpm in our place":  {Path, func(f *fake) { f.write(wrapper(swtpm), "somebody's", 0o755) }, ErrCannotUndo},
 		"no systemd unit": {Path, func(f *fake) {
 			_ = os.RemoveAll(f.path("/lib"))
 			_ = os.RemoveAll(f.path("/usr/lib/systemd"))
@@ -169,7 +172,9 @@ func TestWhatCannotBeUndoneIsRefusedAndChangesNothing(t *testing.T) {
 				f.t.Fatal(err)
 			}
 		}, ErrCannotUndo},
-		"a file under the diverted name": {Divert, func(f *fake) { f.write(diverted, "x", 0o755) }, ErrCannotUndo},
+		"a file under the diverted name":                {Divert, func(f *fake) { f.write(diverted(swtpm), "x", 0o755) }, ErrCannotUndo},
+		"another swtpm_setup in our place":              {Path, func(f *fake) { f.write(wrapper(swtpmSetup), "somebody's", 0o755) }, ErrCannotUndo},
+		"a file under the diverted name of swtpm_setup": {Divert, func(f *fake) { f.write(diverted(swtpmSetup), "x", 0o755) }, ErrCannotUndo},
 		"an AppArmor profile by path": {Divert, func(f *fake) {
 			f.write("/sys/module/apparmor/parameters/enabled", "Y\n", 0o644)
 			f.write("/etc/apparmor.d/usr.bin.swtpm", "profile swtpm /usr/bin/swtpm {}", 0o644)
@@ -198,6 +203,30 @@ func TestAnInstallationThatFailsInTheMiddleIsTakenBack(t *testing.T) {
 		before := f.tree()
 		if _, err := f.Install(t.Context(), method); err == nil {
 			t.Errorf("%s: no error", method)
+		}
+		if after := f.tree(); !maps.Equal(after, before) {
+			t.Errorf("%s: what is left is\n%v, expected\n%v", method, after, before)
+		}
+	}
+}
+
+func TestAnInstallationOfBeforeSwtpmSetupIsCompletedAndTakenBack(t *testing.T) {
+	for _, method := range []Method{Path, Divert} {
+		f := newFake(t, method == Path)
+		f.dpkg()
+		before := f.tree()
+		_ = os.Remove(f.path(swtpmSetup))
+		if changed, err := f.Install(t.Context(), method); err != nil || !changed {
+			t.Fatalf("%s: %t, %v", method, changed, err)
+		}
+		f.write(swtpmSetup, "the real swtpm_setup", 0o755) // its package is installed later
+		for i, want := range []bool{true, false} {
+			if changed, err := f.Install(t.Context(), method); err != nil || changed != want {
+				t.Fatalf("%s, again %d: %t, %v", method, i+1, changed, err)
+			}
+		}
+		if _, err := f.Uninstall(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 		if after := f.tree(); !maps.Equal(after, before) {
 			t.Errorf("%s: what is left is\n%v, expected\n%v", method, after, before)
