@@ -1,4 +1,5 @@
-"""A gRPC server that answers GetStatus after a while; a process of its own,
+"""A gRPC server that answers GetStatus after a while, with the request id that
+it was sent as its version; a process of its own,
 for a server in a process that eventlet has patched would hang it.
 
     python3 -m nova_safeconduct.tests.slow_node SOCKET SECONDS
@@ -23,8 +24,10 @@ class Admin(admin_pb2_grpc.AdminServiceServicer):
     def GetStatus(self, request, context):
         self.calls += 1
         time.sleep(self.seconds)
-        return admin_pb2.GetStatusResponse(host='slow',
-                                           open_sessions=self.calls)
+        metadata = dict(context.invocation_metadata())
+        return admin_pb2.GetStatusResponse(
+            host='slow', open_sessions=self.calls,
+            version=metadata.get('x-openstack-request-id', ''))
 
 
 def main():

@@ -13,6 +13,7 @@ import unittest
 from unittest import mock
 
 import grpc
+from oslo_context import context
 
 from nova_safeconduct import node
 from nova_safeconduct import refusal
@@ -73,6 +74,16 @@ class Client(unittest.TestCase):
         heart_thread.join()
         self.assertEqual(AT_ONCE, len(during))
         self.assertGreater(min(during), 0)
+
+    def test_the_request_of_nova_is_named(self):
+        self.serve(0)
+        client = self.client()
+        before = context.get_current()
+        self.addCleanup(setattr, context._request_store, 'context', before)
+        current = context.RequestContext(overwrite=True)
+        self.assertEqual(current.request_id, client.status().version)
+        context._request_store.context = None
+        self.assertEqual('', client.status().version)
 
     def test_a_node_service_that_is_not_there(self):
         with self.assertRaises(refusal.Refusal) as caught:
