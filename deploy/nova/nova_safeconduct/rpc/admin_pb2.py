@@ -16,7 +16,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from nova_safeconduct.rpc import common_pb2 as safeconduct_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asafeconduct/v1/admin.proto\x12\x0esafeconduct.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsafeconduct/v1/common.proto\"\x12\n\x10GetStatusRequest\"\xd8\x03\n\x11GetStatusResponse\x12\"\n\x04mode\x18\x01 \x01(\x0e\x32\x14.safeconduct.v1.Mode\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bplatform_id\x18\x05 \x01(\x0c\x12\x12\n\npolicy_svn\x18\x06 \x01(\x04\x12\x15\n\rpolicy_digest\x18\x07 \x01(\x0c\x12\x16\n\x0epolicy_signers\x18\x08 \x03(\t\x12*\n\x08\x61ttested\x18\t \x01(\x0b\x32\x18.safeconduct.v1.Attested\x12\x1e\n\x16\x61\x63\x63\x65pted_by_own_policy\x18\n \x01(\x08\x12,\n\x0bown_refusal\x18\x0b \x01(\x0b\x32\x17.safeconduct.v1.Refusal\x12\x15\n\ropen_sessions\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x39\n\x15\x63ollateral_expires_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x61ttached_instances\x18\x0f \x03(\t\"\x0f\n\rReloadRequest\"\x99\x01\n\x0eReloadResponse\x12\x12\n\npolicy_svn\x18\x01 \x01(\x04\x12\x15\n\rpolicy_digest\x18\x02 \x01(\x0c\x12\x16\n\x0epolicy_changed\x18\x03 \x01(\x08\x12\x1a\n\x12\x63ollateral_changed\x18\x04 \x01(\x08\x12(\n\x07\x61\x62orted\x18\x05 \x03(\x0b\x32\x17.safeconduct.v1.Session\";\n\x0c\x44rainRequest\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\rDrainResponse\x12\x15\n\ropen_sessions\x18\x01 \x01(\r\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\x12(\n\x07\x61\x62orted\x18\x03 \x03(\x0b\x32\x17.safeconduct.v1.Session2\xf1\x01\n\x0c\x41\x64minService\x12P\n\tGetStatus\x12 .safeconduct.v1.GetStatusRequest\x1a!.safeconduct.v1.GetStatusResponse\x12G\n\x06Reload\x12\x1d.safeconduct.v1.ReloadRequest\x1a\x1e.safeconduct.v1.ReloadResponse\x12\x46\n\x05\x44rain\x12\x1c.safeconduct.v1.DrainRequest\x1a\x1d.safeconduct.v1.DrainResponse0\x01\x42\x45ZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asafeconduct/v1/admin.proto\x12\x0esafeconduct.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsafeconduct/v1/common.proto\"\x12\n\x10GetStatusRequest\"\x86\x04\n\x11GetStatusResponse\x12\"\n\x04mode\x18\x01 \x01(\x0e\x32\x14.safeconduct.v1.Mode\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bplatform_id\x18\x05 \x01(\x0c\x12\x12\n\npolicy_svn\x18\x06 \x01(\x04\x12\x15\n\rpolicy_digest\x18\x07 \x01(\x0c\x12\x16\n\x0epolicy_signers\x18\x08 \x03(\t\x12*\n\x08\x61ttested\x18\t \x01(\x0b\x32\x18.safeconduct.v1.Attested\x12\x1e\n\x16\x61\x63\x63\x65pted_by_own_policy\x18\n \x01(\x08\x12,\n\x0bown_refusal\x18\x0b \x01(\x0b\x32\x17.safeconduct.v1.Refusal\x12\x15\n\ropen_sessions\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x39\n\x15\x63ollateral_expires_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x61ttached_instances\x18\x0f \x03(\t\x12\x16\n\x0e\x61udit_sequence\x18\x10 \x01(\x04\x12\x14\n\x0c\x61udit_digest\x18\x11 \x01(\x0c\"\x0f\n\rReloadRequest\"\x99\x01\n\x0eReloadResponse\x12\x12\n\npolicy_svn\x18\x01 \x01(\x04\x12\x15\n\rpolicy_digest\x18\x02 \x01(\x0c\x12\x16\n\x0epolicy_changed\x18\x03 \x01(\x08\x12\x1a\n\x12\x63ollateral_changed\x18\x04 \x01(\x08\x12(\n\x07\x61\x62orted\x18\x05 \x03(\x0b\x32\x17.safeconduct.v1.Session\";\n\x0c\x44rainRequest\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\rDrainResponse\x12\x15\n\ropen_sessions\x18\x01 \x01(\r\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\x12(\n\x07\x61\x62orted\x18\x03 \x03(\x0b\x32\x17.safeconduct.v1.Session\"(\n\x11ListStatesRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"C\n\x12ListStatesResponse\x12-\n\x06states\x18\x01 \x03(\x0b\x32\x1d.safeconduct.v1.RecordedState\"\x9f\x02\n\rRecordedState\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12/\n\x0brecorded_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08incoming\x18\x05 \x01(\x08\x12\x16\n\x0erefused_digest\x18\x06 \x01(\x0c\x12.\n\nrefused_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x0erefused_reason\x18\x08 \x01(\x0e\x32\x16.safeconduct.v1.Reason\x12\x1a\n\x12refused_generation\x18\t \x01(\x04\"9\n\x12\x41\x63\x63\x65ptStateRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\")\n\x13\x41\x63\x63\x65ptStateResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"#\n\x12SetLogLevelRequest\x12\r\n\x05level\x18\x01 \x01(\t\"6\n\x13SetLogLevelResponse\x12\r\n\x05level\x18\x01 \x01(\t\x12\x10\n\x08previous\x18\x02 \x01(\t2\xf6\x03\n\x0c\x41\x64minService\x12P\n\tGetStatus\x12 .safeconduct.v1.GetStatusRequest\x1a!.safeconduct.v1.GetStatusResponse\x12G\n\x06Reload\x12\x1d.safeconduct.v1.ReloadRequest\x1a\x1e.safeconduct.v1.ReloadResponse\x12\x46\n\x05\x44rain\x12\x1c.safeconduct.v1.DrainRequest\x1a\x1d.safeconduct.v1.DrainResponse0\x01\x12S\n\nListStates\x12!.safeconduct.v1.ListStatesRequest\x1a\".safeconduct.v1.ListStatesResponse\x12V\n\x0b\x41\x63\x63\x65ptState\x12\".safeconduct.v1.AcceptStateRequest\x1a#.safeconduct.v1.AcceptStateResponse\x12V\n\x0bSetLogLevel\x12\".safeconduct.v1.SetLogLevelRequest\x1a#.safeconduct.v1.SetLogLevelResponseBEZCgithub.com/safeconduct/safeconduct/api/safeconduct/v1;safeconductv1b\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'safeconduct.v1.admin_pb2', globals())
@@ -27,15 +27,29 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _GETSTATUSREQUEST._serialized_start=140
   _GETSTATUSREQUEST._serialized_end=158
   _GETSTATUSRESPONSE._serialized_start=161
-  _GETSTATUSRESPONSE._serialized_end=633
-  _RELOADREQUEST._serialized_start=635
-  _RELOADREQUEST._serialized_end=650
-  _RELOADRESPONSE._serialized_start=653
-  _RELOADRESPONSE._serialized_end=806
-  _DRAINREQUEST._serialized_start=808
-  _DRAINREQUEST._serialized_end=867
-  _DRAINRESPONSE._serialized_start=869
-  _DRAINRESPONSE._serialized_end=966
-  _ADMINSERVICE._serialized_start=969
-  _ADMINSERVICE._serialized_end=1210
+  _GETSTATUSRESPONSE._serialized_end=679
+  _RELOADREQUEST._serialized_start=681
+  _RELOADREQUEST._serialized_end=696
+  _RELOADRESPONSE._serialized_start=699
+  _RELOADRESPONSE._serialized_end=852
+  _DRAINREQUEST._serialized_start=854
+  _DRAINREQUEST._serialized_end=913
+  _DRAINRESPONSE._serialized_start=915
+  _DRAINRESPONSE._serialized_end=1012
+  _LISTSTATESREQUEST._serialized_start=1014
+  _LISTSTATESREQUEST._serialized_end=1054
+  _LISTSTATESRESPONSE._serialized_start=1056
+  _LISTSTATESRESPONSE._serialized_end=1123
+  _RECORDEDSTATE._serialized_start=1126
+  _RECORDEDSTATE._serialized_end=1413
+  _ACCEPTSTATEREQUEST._serialized_start=1415
+  _ACCEPTSTATEREQUEST._serialized_end=1472
+  _ACCEPTSTATERESPONSE._serialized_start=1474
+  _ACCEPTSTATERESPONSE._serialized_end=1515
+  _SETLOGLEVELREQUEST._serialized_start=1517
+  _SETLOGLEVELREQUEST._serialized_end=1552
+  _SETLOGLEVELRESPONSE._serialized_start=1554
+  _SETLOGLEVELRESPONSE._serialized_end=1608
+  _ADMINSERVICE._serialized_start=1611
+  _ADMINSERVICE._serialized_end=2113
 # @@protoc_insertion_point(module_scope)

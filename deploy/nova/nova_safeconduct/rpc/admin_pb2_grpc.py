@@ -31,6 +31,21 @@ class AdminServiceStub(object):
                 request_serializer=safeconduct_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=safeconduct_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 )
+        self.ListStates = channel.unary_unary(
+                '/safeconduct.v1.AdminService/ListStates',
+                request_serializer=safeconduct_dot_v1_dot_admin__pb2.ListStatesRequest.SerializeToString,
+                response_deserializer=safeconduct_dot_v1_dot_admin__pb2.ListStatesResponse.FromString,
+                )
+        self.AcceptState = channel.unary_unary(
+                '/safeconduct.v1.AdminService/AcceptState',
+                request_serializer=safeconduct_dot_v1_dot_admin__pb2.AcceptStateRequest.SerializeToString,
+                response_deserializer=safeconduct_dot_v1_dot_admin__pb2.AcceptStateResponse.FromString,
+                )
+        self.SetLogLevel = channel.unary_unary(
+                '/safeconduct.v1.AdminService/SetLogLevel',
+                request_serializer=safeconduct_dot_v1_dot_admin__pb2.SetLogLevelRequest.SerializeToString,
+                response_deserializer=safeconduct_dot_v1_dot_admin__pb2.SetLogLevelResponse.FromString,
+                )
 
 
 class AdminServiceServicer(object):
@@ -61,6 +76,28 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListStates(self, request, context):
+        """ListStates says which vTPM states at rest are under a key of the enclave, which generation was recorded last, and what was refused since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptState(self, request, context):
+        """AcceptState makes a state at rest that was refused the one that counts: the operator knows why it is not the one that was recorded. Only the digest
+        that was refused last can be accepted. Logged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLogLevel(self, request, context):
+        """SetLogLevel changes the level of the diagnostic log, until the service ends. Without a level it says which one is set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +115,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=safeconduct_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=safeconduct_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'ListStates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStates,
+                    request_deserializer=safeconduct_dot_v1_dot_admin__pb2.ListStatesRequest.FromString,
+                    response_serializer=safeconduct_dot_v1_dot_admin__pb2.ListStatesResponse.SerializeToString,
+            ),
+            'AcceptState': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptState,
+                    request_deserializer=safeconduct_dot_v1_dot_admin__pb2.AcceptStateRequest.FromString,
+                    response_serializer=safeconduct_dot_v1_dot_admin__pb2.AcceptStateResponse.SerializeToString,
+            ),
+            'SetLogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLogLevel,
+                    request_deserializer=safeconduct_dot_v1_dot_admin__pb2.SetLogLevelRequest.FromString,
+                    response_serializer=safeconduct_dot_v1_dot_admin__pb2.SetLogLevelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,5 +191,56 @@ class AdminService(object):
         return grpc.experimental.unary_stream(request, target, '/safeconduct.v1.AdminService/Drain',
             safeconduct_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             safeconduct_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListStates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/safeconduct.v1.AdminService/ListStates',
+            safeconduct_dot_v1_dot_admin__pb2.ListStatesRequest.SerializeToString,
+            safeconduct_dot_v1_dot_admin__pb2.ListStatesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def AcceptState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/safeconduct.v1.AdminService/AcceptState',
+            safeconduct_dot_v1_dot_admin__pb2.AcceptStateRequest.SerializeToString,
+            safeconduct_dot_v1_dot_admin__pb2.AcceptStateResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SetLogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/safeconduct.v1.AdminService/SetLogLevel',
+            safeconduct_dot_v1_dot_admin__pb2.SetLogLevelRequest.SerializeToString,
+            safeconduct_dot_v1_dot_admin__pb2.SetLogLevelResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
