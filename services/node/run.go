@@ -177,8 +177,8 @@ func (n *node) serve(ctx context.Context, cfg *config.Config, callers *local.All
 	defer n.stop()
 	group, ctx := errgroup.WithContext(ctx)
 	n.stopping = ctx.Done()
-	group.Go(func() error { return localServer.Serve(localListener) })
-	group.Go(func() error { return peerServer.Serve(peerListener) })
+	group.Go(func() error { return ignoreClosed(localServer.Serve(localListener)) })
+	group.Go(func() error { return ignoreClosed(peerServer.Serve(peerListener)) })
 	if cfg.HTTP.Listen != "" {
 		httpListener, err := listenTCP(ctx, "http.listen", cfg.HTTP.Listen)
 		if err != nil {
@@ -230,7 +230,8 @@ func ignoreEnd(ctx context.Context, err error) error {
 }
 
 func ignoreClosed(err error) error {
-	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+	// grpc.ErrServerStopped is what Serve says when the service stops before it has begun to.
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}
 	return err
