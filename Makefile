@@ -57,8 +57,9 @@ e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces
 	SAFECONDUCT_SWTPM_ROOT=$(CURDIR)/$(BUILD)/_suites/forky SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
 
 .PHONY: test-nova
-test-nova: ## deploy/nova under Nova's own fixtures, and Nova's live-migration tests with our driver in place of Nova's
+test-nova: ## deploy/nova under Nova's fixtures, Nova's own tests with our driver; SUITE=trixie|forky|sid: with that suite's Nova
 	@./test/deps.sh $(DEB_NOVA)
+	@./deploy/nova/patches/check.sh
 	@./deploy/nova/test.sh
 
 .PHONY: lint-nova

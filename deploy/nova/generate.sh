@@ -29,3 +29,18 @@ elif ! diff -rq -x __pycache__ "$out" nova_safeconduct/rpc >&2; then
   echo 'deploy/nova/nova_safeconduct/rpc is stale: run make generate-nova and commit the result' >&2
   exit 1
 fi
+
+# The sample of nova.conf's section. The generator finds the options by an entry point, as in an installed package.
+info=$out/../safeconduct-entry-point.$$
+trap 'rm -rf "$out" "$info"' EXIT
+mkdir -p "$info/nova_safeconduct-0.dist-info"
+printf 'Metadata-Version: 2.1\nName: nova-safeconduct\nVersion: 0\n' >"$info/nova_safeconduct-0.dist-info/METADATA"
+printf '[oslo.config.opts]\nnova_safeconduct = nova_safeconduct.conf:list_opts\n' >"$info/nova_safeconduct-0.dist-info/entry_points.txt"
+PATH=/usr/bin:/bin PYTHONPATH=$PWD:$info PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=ignore \
+  /usr/bin/python3 -m oslo_config.generator --namespace nova_safeconduct --wrap-width 79 --output-file "$out/sample"
+if [ "${1:-}" != --check ]; then
+  cp "$out/sample" etc/nova-safeconduct.conf.sample
+elif ! diff -q "$out/sample" etc/nova-safeconduct.conf.sample >&2; then
+  echo 'deploy/nova/etc/nova-safeconduct.conf.sample is stale: run make generate-nova and commit the result' >&2
+  exit 1
+fi

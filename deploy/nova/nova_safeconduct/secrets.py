@@ -100,7 +100,7 @@ class IncomingSecrets:
         of a vTPM, but those of the instances in keep.
         """
         libvirt = libvirt_host.libvirt
-        for secret in self._host.get_connection().listAllSecrets(0):
+        for secret in self._host.get_connection().listAllSecrets():
             if secret.usageType() != libvirt.VIR_SECRET_USAGE_TYPE_VTPM:
                 continue
             # One that is not ephemeral is Nova's, of secret security "host".

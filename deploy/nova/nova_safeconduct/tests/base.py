@@ -172,7 +172,7 @@ class FakeSecret:
     def UUIDString(self):
         return uuids.secret
 
-    def XMLDesc(self, flags):
+    def XMLDesc(self, flags=0):
         return "<secret ephemeral='%s'/>" % (
             'yes' if self.ephemeral else 'no')
 
@@ -200,7 +200,7 @@ class FakeLibvirt:
                 error_code=fakelibvirt.VIR_ERR_NO_SECRET)
         return self.secrets[usage]
 
-    def listAllSecrets(self, flags):
+    def listAllSecrets(self):
         return list(self.secrets.values())
 
     def lookupByUUIDString(self, uuid):

@@ -17,8 +17,9 @@ import sys
 import types
 import unittest
 
-# Nova's own order: this patches the process for eventlet where Nova does.
-importlib.import_module('nova.tests.unit')
+# nova.tests.unit or nova.tests.functional first: it patches the process for
+# eventlet, if Nova does.
+importlib.import_module('.'.join(sys.argv[1].split('.')[:3]))
 
 import nova.virt.libvirt
 import nova.virt.libvirt.driver as stock
