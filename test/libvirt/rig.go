@@ -250,8 +250,10 @@ func (r *Rig) writeConfig(h *Host) error {
 		return err
 	}
 	if !r.options.Unprotected {
-		if err := os.Symlink(filepath.Join(r.Cluster.Bin, "safeconduct-swtpm"), filepath.Join(bin, "swtpm")); err != nil {
-			return err
+		for _, program := range []string{"swtpm", "swtpm_setup"} {
+			if err := os.Symlink(filepath.Join(r.Cluster.Bin, "safeconduct-swtpm"), filepath.Join(bin, program)); err != nil {
+				return err
+			}
 		}
 	}
 	files := map[string]string{
@@ -271,6 +273,7 @@ func (r *Rig) writeConfig(h *Host) error {
 			return err
 		}
 		files["tools/swtpm"] = foreign(root, "/usr/bin/swtpm")
+		files["tools/swtpm_setup"] = "#!/bin/sh\nexec /usr/bin/swtpm_setup \"$@\"\n"
 		settings += "tools: " + tools + "\n"
 	}
 	if settings != "" {
