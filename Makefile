@@ -32,7 +32,7 @@ build: ## Build the binaries into build/bin
 # What make test-nova and make lint-nova add: Nova itself with its tests, and what generates the stubs.
 DEB_NOVA := python3-nova python3-libvirt python3-grpcio python3-protobuf patch protobuf-compiler protobuf-compiler-grpc libprotobuf-dev \
 	python3-oslotest python3-stestr python3-testtools python3-ddt python3-requests-mock python3-gabbi python3-testresources python3-testscenarios \
-	python3-wsgi-intercept python3-osprofiler python3-flake8 python3-hacking
+	python3-wsgi-intercept python3-osprofiler python3-placement python3-flake8 python3-hacking
 
 .PHONY: demo
 demo: deps build ## The main job on this machine: a VM with a vTPM migrates under mutual attestation

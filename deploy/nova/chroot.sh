@@ -14,6 +14,6 @@ chmod +x "$root/usr/sbin/policy-rc.d"
 chroot "$root" apt-get update -q
 chroot "$root" apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-unsafe-io \
   python3-nova python3-libvirt python3-grpcio python3-protobuf patch python3-oslotest python3-stestr python3-testtools python3-ddt \
-  python3-requests-mock python3-gabbi python3-testresources python3-testscenarios python3-wsgi-intercept python3-osprofiler
+  python3-requests-mock python3-gabbi python3-testresources python3-testscenarios python3-wsgi-intercept python3-osprofiler python3-placement
 chroot "$root" sh -c 'cd /root && apt-get download -q nova-common && dpkg-deb -x nova-common_*.deb /root/nova-common && rm nova-common_*.deb'
 touch "$root/.complete"

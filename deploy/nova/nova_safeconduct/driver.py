@@ -90,6 +90,8 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
         # By instance: the session that check_can_live_migrate_source accepted
         # last. Each check needs a session of its own.
         self._accepted = {}
+        # By instance: the beginning of the session whose refusal was reported.
+        self._reported = {}
         # By instance: how its outgoing migration is asked of libvirt.
         self._outgoing = {}
         self._thread = threading.local()
@@ -144,6 +146,14 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
         try:
             self._establish(instance, src_compute_info)
         except refusal.Refusal as e:
+            if e.reason == 'PEER_REFUSED':
+                # The source's enclave does not tell a stranger why; it tells
+                # its own host. Nova asks that one next, where this attempt
+                # has no session, so that it goes no further.
+                LOG.warning('%s refuses this host as a destination: its own '
+                            'check says why.', instance.host,
+                            instance=instance)
+                return data
             try:
                 self._refuse(instance, 'Safeconduct on %s refuses %s as the '
                              'source of a live migration'
@@ -209,11 +219,14 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
         accepted yet is this one's; a destination without Safeconduct has made
         none.
         """
-        found = [s for s in self._node.sessions(instance.uuid, node.SOURCE)
-                 if s.state == node.APPRAISED]
+        every = self._node.sessions(instance.uuid, node.SOURCE, ended=True)
+        found = [s for s in every if s.state == node.APPRAISED]
         newest = found[0] if found else None
         if newest is None or (
                 self._accepted.get(instance.uuid) == newest.session_id):
+            why = self._refused_just_now(instance, every)
+            if why is not None:
+                raise why
             raise refusal.Refusal(
                 'DESTINATION_WITHOUT_SAFECONDUCT',
                 'the destination has not attested itself to this host for '
@@ -235,6 +248,23 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
             raise
         self._accepted[instance.uuid] = newest.session_id
         return newest
+
+    def _refused_just_now(self, instance, sessions):
+        """Why this host's enclave has refused the destination, if it has."""
+        if not sessions:
+            return None
+        last = sessions[0]
+        began = last.created_at.ToNanoseconds()
+        age = time.time() - began / 1e9
+        if (age > CONF.safeconduct.establish_timeout or
+                self._reported.get(instance.uuid) == began):
+            return None
+        self._reported[instance.uuid] = began
+        why = node.refused(last)
+        if why is not None:
+            why.message = '%s is refused as the destination: %s' % (
+                last.destination_host, why.message)
+        return why
 
     def _check_flags(self):
         if self._tunnelled_by_libvirt():

@@ -68,6 +68,14 @@ def mode_name(mode):
     return common_pb2.Mode.Name(mode)[len('MODE_'):].lower()
 
 
+def refused(session):
+    """The Refusal that a session ended with; None if there is none."""
+    if session.state not in ENDED or not session.HasField('refusal'):
+        return None
+    return refusal.from_message(
+        session.refusal, common_pb2.Reason.Name(session.refusal.reason))
+
+
 def crossed(session):
     """Whether both parts of the vTPM's state have crossed."""
     kinds = {blob.type for blob in session.blobs}
@@ -188,10 +196,12 @@ class Node:
         return self._migration('Get', migration_pb2.GetRequest(
             session_id=session_id)).session
 
-    def sessions(self, instance='', role=None):
-        """Open sessions, the newest first."""
+    def sessions(self, instance='', role=None, ended=False):
+        """Open sessions, or also those that have ended and are remembered;
+        the newest first.
+        """
         listed = self._migration('List', migration_pb2.ListRequest(
-            instance_id=instance)).sessions
+            instance_id=instance, include_ended=ended)).sessions
         return sorted((s for s in listed if role in (None, s.role)),
                       key=lambda s: s.created_at.ToNanoseconds(),
                       reverse=True)

@@ -43,6 +43,13 @@ class Refusal(Exception):
         return self.reason == UNAVAILABLE
 
 
+def from_message(message, reason_name):
+    """The Refusal that a session ended with: common_pb2.Refusal."""
+    return Refusal(reason_name[len('REASON_'):], message.message,
+                   message.item, message.found, message.expected,
+                   message.remedy)
+
+
 def from_rpc_error(error, endpoint):
     """The Refusal behind a grpc.RpcError."""
     for key, value in error.trailing_metadata() or ():

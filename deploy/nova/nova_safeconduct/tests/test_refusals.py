@@ -57,6 +57,45 @@ class Destination(base.TestCase):
         self.refused('PEER_UNAVAILABLE')
 
 
+class DestinationThatTheSourceRefuses(base.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.world.node('src').refuses_peer = common_pb2.Refusal(
+            reason=common_pb2.REASON_INTEGRITY_MISMATCH,
+            message='an entry differs', item='vmm/swtpm', found='aa',
+            expected='bb', remedy='find out why')
+
+    def test_the_sources_reason_reaches_nova(self):
+        self.check_destination()
+        e = self.assertRaises(exception.MigrationPreCheckError,
+                              self.check_source)
+        for words in ('INTEGRITY_MISMATCH', 'vmm/swtpm', 'dst is refused',
+                      'found aa', 'Find out why'):
+            self.assertIn(words, str(e))
+
+    def test_a_source_that_does_not_ask_gets_no_further(self):
+        self.check_destination()
+        self.assertRaises(exception.MigrationPreCheckError, self.pre)
+
+    def test_a_reason_is_reported_once(self):
+        """The conductor's next host has no Safeconduct."""
+        self.check_destination()
+        self.assertRaises(exception.MigrationPreCheckError,
+                          self.check_source)
+        e = self.assertRaises(exception.MigrationPreCheckError,
+                              self.check_source)
+        self.assertIn('DESTINATION_WITHOUT_SAFECONDUCT', str(e))
+
+    def test_an_old_reason_is_not_reported(self):
+        self.check_destination()
+        with mock.patch('nova_safeconduct.driver.time.time',
+                        return_value=4e9):
+            e = self.assertRaises(exception.MigrationPreCheckError,
+                                  self.check_source)
+        self.assertIn('DESTINATION_WITHOUT_SAFECONDUCT', str(e))
+
+
 class Source(base.TestCase):
 
     def refused(self, reason):

@@ -6,6 +6,7 @@ real ones.
 """
 
 import itertools
+import time
 
 from nova_safeconduct import node
 from nova_safeconduct import refusal
@@ -16,7 +17,7 @@ from nova_safeconduct.rpc import common_pb2
 class World:
 
     def __init__(self):
-        self.clock = itertools.count(1)
+        self.clock = itertools.count(int(time.time()))
         self.nodes = {}
         self.sessions = {}
         self.used = set()
@@ -53,6 +54,8 @@ class FakeNode:
         # Refusals to raise, by method; or for all.
         self.refuse = {}
         self.down = False
+        # What it says to its own host when it refuses a peer.
+        self.refuses_peer = None
 
     def _enter(self, method, *args):
         self.world.calls.append((self.host, method) + args)
@@ -76,6 +79,15 @@ class FakeNode:
         source, destination = (
             (self.host, peer) if role == node.SOURCE else (peer, self.host))
         number = next(self.world.clock)
+        why = self.world.nodes[peer].refuses_peer
+        if why is not None:
+            s = common_pb2.Session(
+                session_id=number.to_bytes(16, 'big'), instance_id=instance,
+                source_host=source, destination_host=destination, refusal=why,
+                state=common_pb2.SESSION_STATE_ABORTED, mode=self.mode)
+            s.created_at.FromSeconds(number)
+            self.world.sessions[s.session_id] = s
+            raise refusal.Refusal('PEER_REFUSED', 'the peer refused')
         s = common_pb2.Session(
             session_id=number.to_bytes(16, 'big'), instance_id=instance,
             source_host=source, destination_host=destination,
@@ -127,12 +139,12 @@ class FakeNode:
         self._enter('session')
         return self._view(self._get(session_id))
 
-    def sessions(self, instance='', role=None):
+    def sessions(self, instance='', role=None, ended=False):
         self._enter('sessions', instance)
         found = [self._view(s) for s in self.world.sessions.values()
                  if self.host in (s.source_host, s.destination_host) and
                  instance in ('', s.instance_id) and
-                 s.state not in node.ENDED]
+                 (ended or s.state not in node.ENDED)]
         return sorted((s for s in found if role in (None, s.role)),
                       key=lambda s: s.created_at.ToNanoseconds(),
                       reverse=True)
