@@ -344,7 +344,7 @@ func TestEvidenceIsBoundToTheNonceAndJudgedByPolicy(t *testing.T) {
 
 func TestThePeerPortServesNothingLocal(t *testing.T) {
 	r := newRig(t)
-	conn, err := grpc.NewClient("passthrough:///"+r.src.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(r.src.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -111,12 +110,7 @@ func newRig(t testing.TB, changes ...change) *rig {
 		if n.enclave, err = simulated.Open(filepath.Join(n.dir, "platform"), measurement); err != nil {
 			t.Fatal(err)
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		n.address = l.Addr().String()
-		l.Close()
+		n.address = "unix:" + filepath.Join(n.dir, "p") // a port that was free a moment ago may be somebody else's by now
 		n.file = filepath.Join(n.dir, "qemu")
 		if err := os.WriteFile(n.file, []byte("a VMM"), 0o600); err != nil {
 			t.Fatal(err)
