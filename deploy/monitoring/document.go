@@ -27,25 +27,9 @@ deploy/grafana. ` + "`make demo`" + ` has a Prometheus scrape two nodes and puts
 ## The metrics
 
 `)
-	for _, m := range metrics.Catalogue() {
-		fmt.Fprintf(&b, "### %s\n\n%s: %s\n", m.Name, m.Kind, m.Help)
-		for i, l := range m.Labels {
-			if i == 0 {
-				b.WriteString("\n")
-			}
-			switch {
-			case l.Bound != "":
-				fmt.Fprintf(&b, "- `%s`: %s\n", l.Name, l.Bound)
-			case l.Name == "reason":
-				b.WriteString("- `reason`: the names in [errors.md](errors.md)\n")
-			case l.Name == "phase":
-				b.WriteString("- `phase`: [below](#phases)\n")
-			default:
-				fmt.Fprintf(&b, "- `%s`: %s\n", l.Name, strings.Join(l.Values, ", "))
-			}
-		}
-		b.WriteString("\n")
-	}
+	list(&b, metrics.Catalogue())
+	b.WriteString("## The metrics of safeconduct-agent\n\nIt serves them itself, at `/metrics` of its own `http.listen` ([agent.md](agent.md)). They are in services/node/metrics/agent.go.\n\n")
+	list(&b, metrics.AgentCatalogue())
 	b.WriteString("## Phases\n\n| phase | what is timed |\n|---|---|\n")
 	for _, p := range metrics.Phases() {
 		fmt.Fprintf(&b, "| %s | %s |\n", p.Phase, p.Means)
@@ -65,4 +49,27 @@ For all nodes, over five minutes. In the dashboard the node, the mode and the ra
 		}
 	}
 	return b.String()
+}
+
+// list writes the metrics of one catalogue.
+func list(b *strings.Builder, all []metrics.Metric) {
+	for _, m := range all {
+		fmt.Fprintf(b, "### %s\n\n%s: %s\n", m.Name, m.Kind, m.Help)
+		for i, l := range m.Labels {
+			if i == 0 {
+				b.WriteString("\n")
+			}
+			switch {
+			case l.Bound != "":
+				fmt.Fprintf(b, "- `%s`: %s\n", l.Name, l.Bound)
+			case l.Name == "reason":
+				b.WriteString("- `reason`: the names in [errors.md](errors.md)\n")
+			case l.Name == "phase":
+				b.WriteString("- `phase`: [below](#phases)\n")
+			default:
+				fmt.Fprintf(b, "- `%s`: %s\n", l.Name, strings.Join(l.Values, ", "))
+			}
+		}
+		b.WriteString("\n")
+	}
 }
