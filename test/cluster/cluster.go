@@ -75,6 +75,9 @@ type Host struct {
 	// TunnelAddress is where the host's tunnel listens; empty for a host without one. TunnelDir is where its sockets are; empty means a directory in
 	// Dir.
 	TunnelAddress, TunnelDir string
+	// TunnelConfig is the file of its configuration; empty means one in Dir. TunnelAs are a command and its arguments that run it as another user.
+	TunnelConfig string
+	TunnelAs     []string
 
 	// Dir is the host's own directory, TPM the socket of its TPM; set by Prepare.
 	Dir, TPM string

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // StartTunnel runs a host's tunnel, in the place of one that runs, and waits until it listens. via, if not empty, is where it reaches the tunnels of
@@ -27,11 +28,14 @@ func (c *Cluster) StartTunnel(ctx context.Context, h *Host, via string) error {
 			config += fmt.Sprintf("  - host: %s\n    address: %q\n", other.Name, address)
 		}
 	}
-	file := filepath.Join(h.Dir, "tunnel.yaml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	file := h.TunnelConfig
+	if file == "" {
+		file = filepath.Join(h.Dir, "tunnel.yaml")
+	}
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil { // nothing in it is secret, and the tunnel may have a user of its own
 		return err
 	}
-	args := []string{filepath.Join(c.Bin, "safeconduct-tunnel"), "--config", file}
+	args := append(slices.Clone(h.TunnelAs), filepath.Join(c.Bin, "safeconduct-tunnel"), "--config", file)
 	if h.Enter != nil {
 		args = h.Enter(args)
 	}
@@ -40,6 +44,7 @@ func (c *Cluster) StartTunnel(ctx context.Context, h *Host, via string) error {
 	if h.Tunnel, err = Start(log, nil, args[0], args[1:]...); err != nil {
 		return err
 	}
+	h.Tunnel.forks = h.Enter != nil && h.EnterForks
 	c.processes = append(c.processes, h.Tunnel)
 	return Until(ctx, h.Name+"'s tunnel does not follow its node", func() error {
 		select {

@@ -24,6 +24,8 @@ type Domain struct {
 	Model string
 	// UEFI firmware, rather than BIOS.
 	UEFI bool
+	// Disk is what its disk holds; empty: it has none. The disk is a file of its host's own.
+	Disk []byte
 	// Encrypted: its vTPM's state at rest is encrypted under a libvirt secret.
 	Encrypted bool
 
@@ -51,6 +53,9 @@ var domainXML = template.Must(template.New("domain").Parse(`<domain type='qemu'>
   <devices>
     <emulator>{{.Emulator}}</emulator>
     <controller type='usb' model='none'/>
+{{- if .Disk}}
+    <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{{.Disk}}'/><target dev='vda' bus='virtio'/></disk>
+{{- end}}
     <memballoon model='none'/>
     <serial type='file'><source path='{{.Console}}' append='on'/></serial>
     <tpm model='{{.Model}}'><backend type='emulator' version='2.0'>{{if .Encrypted}}<encryption secret='{{.Secret}}'/>{{end}}</backend></tpm>
@@ -87,9 +92,25 @@ func (r *Rig) Boot(ctx context.Context, d *Domain) error {
 	if d.UEFI {
 		memory = max(memory, 256)
 	}
+	disk := ""
+	if len(d.Disk) > 0 {
+		disk = d.disk()
+		for i, h := range r.Hosts { // an empty one of the same size at the other host, as Nova makes it
+			content := d.Disk
+			if i != d.at {
+				content = make([]byte, len(d.Disk))
+			}
+			if err := os.MkdirAll(filepath.Dir(h.path(disk)), 0o711); err != nil {
+				return err
+			}
+			if err := os.WriteFile(h.path(disk), content, 0o666); err != nil {
+				return err
+			}
+		}
+	}
 	var xml strings.Builder
 	err := domainXML.Execute(&xml, map[string]any{
-		"Name": d.Name, "UUID": d.UUID, "MemoryMiB": memory, "UEFI": d.UEFI, "Kernel": r.kernel, "Initrd": r.initrd, "Append": "",
+		"Name": d.Name, "UUID": d.UUID, "MemoryMiB": memory, "UEFI": d.UEFI, "Kernel": r.kernel, "Initrd": r.initrd, "Append": "", "Disk": disk,
 		"Emulator": "/run/qemu-tcg", "Console": console, "Model": d.Model, "Encrypted": d.Encrypted, "Secret": d.secret,
 	})
 	if err != nil {
@@ -222,6 +243,13 @@ func (d *Domain) Migrate(ctx context.Context, more ...string) error {
 	s, err := d.Arm(ctx)
 	if err != nil {
 		return err
+	}
+	if d.rig.options.Tunnel {
+		uris, err := d.tunnelled(ctx)
+		if err != nil {
+			return err
+		}
+		more = append(uris, more...)
 	}
 	if err := d.Virsh(ctx, more...); err != nil {
 		return err

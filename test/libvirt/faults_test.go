@@ -217,9 +217,9 @@ func TestTheVMStaysOnTheSourceWhateverFails(t *testing.T) {
 }
 
 // inMidMigration migrates slowly and does something while the destination has part of the guest's memory.
-func (d *Domain) inMidMigration(ctx context.Context, what func() error) error {
+func (d *Domain) inMidMigration(ctx context.Context, what func() error, more ...string) error {
 	ended := make(chan error, 1)
-	go func() { ended <- d.Virsh(ctx, "--bandwidth", "4") }()
+	go func() { ended <- d.Virsh(ctx, append([]string{"--bandwidth", "4"}, more...)...) }()
 	defer func() { _, _ = d.Host().Virsh(ctx, "migrate-setspeed", d.Name, "100000") }()
 	err := cluster.Until(ctx, "the migration is under way", func() error {
 		out, err := d.Host().Virsh(ctx, "domjobinfo", d.Name)

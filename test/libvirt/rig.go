@@ -39,6 +39,8 @@ type Options struct {
 	NodeConfig string
 	// SWTPMRoot, per host, is the root directory of another Debian suite, whose swtpm the helper runs; empty: this system's.
 	SWTPMRoot [2]string
+	// Tunnel: each host has a tunnel, through which every migration goes. It runs as a user of its own, whose group is QEMU's.
+	Tunnel bool
 	// Marker is put into each guest's memory; empty: none.
 	Marker []byte
 	// Memory that each VM's guest fills with a random pattern, and the VM's whole memory, in MiB; 0: 160 and no pattern.
@@ -117,6 +119,11 @@ func Start(ctx context.Context, bin, guest string, o Options) (_ *Rig, err error
 	for _, h := range r.Hosts {
 		if err := r.Cluster.StartNode(ctx, h.Host, ""); err != nil {
 			return nil, err
+		}
+		if o.Tunnel {
+			if err := r.startTunnel(ctx, h); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return r, nil
@@ -223,8 +230,12 @@ func (r *Rig) host(ctx context.Context, i int) error {
 	}
 	h.Host = &cluster.Host{
 		Name: name, Peer: h.IP + ":7443", Socket: "/run/safeconduct/node.sock", SWTPM: cluster.RealSWTPM,
-		LocalConfig: "  socket_mode: \"0666\"\n  callers:\n    CryptoService: [" + tss.Uid + "]\n", Config: r.options.NodeConfig,
+		LocalConfig: "  socket_mode: \"0666\"\n  callers:\n    CryptoService: [" + tss.Uid + "]\n" + tunnelCallers, Config: r.options.NodeConfig,
 		Enter: h.Enter, EnterForks: true,
+	}
+	if r.options.Tunnel {
+		h.TunnelAddress, h.TunnelDir, h.TunnelConfig = h.IP+":7444", "/run/safeconduct/tunnel", filepath.Join(h.dir, "tunnel.yaml")
+		h.TunnelAs = []string{"setpriv", "--reuid", tunnelUID, "--regid", "libvirt-qemu", "--clear-groups", "--no-new-privs"}
 	}
 	r.Cluster.Hosts = append(r.Cluster.Hosts, h.Host)
 	if err := r.writeConfig(h); err != nil {

@@ -88,6 +88,16 @@ func (s *Search) Found(plaintext []byte) (f Found) {
 	return f
 }
 
+// Leaked returns the windows of high entropy of a plaintext that were found, in their order.
+func (s *Search) Leaked(plaintext []byte) (leaked []string) {
+	for i := 0; i+s.size <= len(plaintext); i++ {
+		if window := string(plaintext[i : i+s.size]); s.windows[window] && entropy(window) >= minEntropy {
+			leaked = append(leaked, window)
+		}
+	}
+	return leaked
+}
+
 // Windows is the outcome of a search for the windows of a plaintext in a migration stream.
 type Windows struct {
 	// Total, Distinct and HighEntropy are those of Found.

@@ -110,6 +110,9 @@ func TestASearchFindsWhatIsThereAndNothingElse(t *testing.T) {
 	if got, want := s.Found(marker), (Found{Total: 69, Distinct: 69, HighEntropy: 69, Found: 19, HighEntropyFound: 19}); got != want {
 		t.Errorf("%+v, expected %+v", got, want)
 	}
+	if got := s.Leaked(marker); len(got) != 19 || got[0] != string(marker[10:42]) {
+		t.Errorf("%d windows leaked", len(got))
+	}
 	if got := s.Found(absent); got.Found != 0 || got.Total != 69 {
 		t.Errorf("%+v, expected that nothing is found", got)
 	}
