@@ -27,7 +27,7 @@ const (
 	Marker = ".placed-by-safeconduct"
 )
 
-// ErrNotOurs: something is in the way that was not placed by this package.
+// ErrNotOurs says that something is in the way that was not placed by this package.
 var ErrNotOurs = errors.New("is there already and was not placed by safeconduct-place; move it away first")
 
 // Directory makes a directory, or takes over one that is there, with exactly this owner and mode. A link in its place is refused: it could lead anywhere.
@@ -94,7 +94,7 @@ func replace(path string, content []byte, mode fs.FileMode) error {
 		return os.Chmod(path, mode)
 	}
 	fresh := path + ".new"
-	if err := os.WriteFile(fresh, content, mode); err != nil {
+	if err := os.WriteFile(fresh, content, mode); err != nil { //nolint:gosec // the paths are the chart's arguments
 		return err
 	}
 	return errors.Join(os.Chmod(fresh, mode), os.Rename(fresh, path))
