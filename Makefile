@@ -56,6 +56,47 @@ e2e-libvirt: ## The helper and the tunnel under two real libvirtd, in namespaces
 	@./test/suite.sh forky $(BUILD)/_suites/forky swtpm swtpm-tools
 	SAFECONDUCT_SWTPM_ROOT=$(CURDIR)/$(BUILD)/_suites/forky SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 90m -v ./test/libvirt/...
 
+# What charts are checked and installed with; they share one go.mod.
+CHART_TOOLS := $(addprefix $(BUILD)/tools/,helm helm-unittest helm-docs)
+$(CHART_TOOLS) &: tools/helm/go.mod
+	@mkdir -p $(BUILD)/tools
+	CGO_ENABLED=0 $(GO) build -modfile=tools/helm/go.mod -o $(BUILD)/tools/ \
+	  helm.sh/helm/v3/cmd/helm github.com/helm-unittest/helm-unittest/cmd/helm-unittest github.com/norwoodj/helm-docs/cmd/helm-docs
+	@touch $(CHART_TOOLS)
+
+.PHONY: lint-charts
+lint-charts: $(CHART_TOOLS) ## charts/: helm lint, unit tests, schema, strict types on three Kubernetes versions, promtool
+	@./test/deps.sh prometheus
+	@TOOLS=$(BUILD)/tools ./test/charts.sh
+
+.PHONY: generate-charts
+generate-charts: $(CHART_TOOLS) ## charts/safeconduct/README.md by helm-docs
+	$(BUILD)/tools/helm-docs --chart-search-root charts --log-level warning
+
+.PHONY: images
+IMAGE_TAG ?= 0.1.0
+images: build ## Container images and their SBOMs into build/images, without a container engine; the same bytes each time
+	$(GO) -C deploy/images run . --bin $(CURDIR)/$(BUILD)/bin --out $(CURDIR)/$(BUILD)/images --tag $(IMAGE_TAG) --licence $(CURDIR)/LICENSE
+
+.PHONY: test-images
+test-images: ## What is in the images, and that they are the same each time
+	cd deploy/images && $(GO) test -count=1 ./...
+
+# What make e2e-kubernetes adds. Kubernetes itself is built from its module, once: about a quarter of an hour on two free cores.
+DEB_KUBERNETES := etcd-server containerd runc containernetworking-plugins iproute2 util-linux swtpm
+KUBERNETES := $(addprefix $(BUILD)/kubernetes/,kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
+$(KUBERNETES) &: test/kubernetes/binaries/go.mod
+	@mkdir -p $(BUILD)/kubernetes
+	cd test/kubernetes/binaries && CGO_ENABLED=0 nice $(GO) build -trimpath -o $(CURDIR)/$(BUILD)/kubernetes/ -ldflags '-s -w \
+	  -X k8s.io/component-base/version.gitVersion=v1.34.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34' \
+	  $(addprefix k8s.io/kubernetes/cmd/,$(notdir $(KUBERNETES)))
+	@touch $(KUBERNETES)
+
+.PHONY: e2e-kubernetes
+e2e-kubernetes: build $(CHART_TOOLS) $(KUBERNETES) ## The chart's life on a real cluster of two nodes on this machine: root
+	@./test/deps.sh $(DEB_KUBERNETES)
+	cd test/kubernetes && SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 60m -v .
+
 .PHONY: test-nova
 test-nova: ## deploy/nova under Nova's fixtures, Nova's own tests with our driver; SUITE=trixie|forky|sid: with that suite's Nova
 	@./test/deps.sh $(DEB_NOVA)
@@ -119,7 +160,7 @@ bench-migration: deps build ## What the tunnel costs beside TCP, QEMU's TLS and 
 	$(BUILD)/demo/bin/migrationbench --bin $(BUILD)/bin --guest $(BUILD)/demo/bin/guest --out $(BUILD) --rounds $(BENCHROUNDS) --memory $(BENCHMEMORY)
 
 .PHONY: lint
-lint: ## gofmt, vet, golangci-lint, buf lint, stale stubs, tidy go.mod
+lint: lint-charts ## gofmt, vet, golangci-lint, buf lint, stale stubs, tidy go.mod, lint-charts
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' | grep -v '^api/'))" || { gofmt -l $$(git ls-files '*.go' | grep -v '^api/'); echo 'not formatted: run gofmt -w'; exit 1; }
 	$(GO) vet ./...
 	$(LINT) run ./...
