@@ -293,6 +293,8 @@ func boot(t *testing.T, s *State) *tpm {
 func (b *tpm) stop(t *testing.T) {
 	t.Helper()
 	_ = b.cmd.Process.Signal(unix.SIGTERM)
+	late := time.AfterFunc(2*time.Second, func() { _ = b.cmd.Process.Kill() }) // swtpm 0.10 spins on a listener that it is handed, and hears no signal
+	defer late.Stop()
 	_ = b.cmd.Wait()
 	if err := b.Close(); err != nil {
 		t.Error(err)
