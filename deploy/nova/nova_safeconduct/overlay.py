@@ -51,7 +51,8 @@ def shipped_patches():
     """The directory of the patches: in the source tree, or as installed."""
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for path in (os.path.join(here, 'patches'),
-                 os.path.join(sys.prefix, 'share/nova-safeconduct/patches')):
+                 os.path.join(sys.prefix, 'share/nova-safeconduct/patches'),
+                 '/usr/local/share/nova-safeconduct/patches'):
         if os.path.isdir(path):
             return path
     return '/usr/share/nova-safeconduct/patches'
