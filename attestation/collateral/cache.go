@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/safeconduct/safeconduct/crypto/durable"
 )
 
 // Source gets collateral from elsewhere. What it returns is trusted with nothing. It returns soon after its context ends.
@@ -96,9 +98,9 @@ type entry[T any] struct {
 
 // NewCache opens a cache and reads what its directory has. A file that is damaged, or not accepted, is logged and skipped. Errors: those of
 // the directory.
-func NewCache[T any](cfg Config[T]) (*Cache[T], error) { return newCache(cfg, disk{}) }
+func NewCache[T any](cfg Config[T]) (*Cache[T], error) { return newCache(cfg, durable.Disk{}) }
 
-func newCache[T any](cfg Config[T], files fileSystem) (*Cache[T], error) {
+func newCache[T any](cfg Config[T], files durable.FileSystem) (*Cache[T], error) {
 	if cfg.Check == nil {
 		return nil, errors.New("collateral cache: no check is configured")
 	}

@@ -1,16 +1,14 @@
 package collateral
 
 import (
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"strings"
+
+	"github.com/safeconduct/safeconduct/crypto/durable"
 )
 
 const (
-	tempPrefix = ".tmp-"
 	fileSuffix = ".json"
 	// maxEntryFile is room for one set with every artefact at its limit, in base64.
 	maxEntryFile = 4 << 20
@@ -20,31 +18,20 @@ const (
 // allow directories to be replaced whole, do not work inside an enclave. The zero store, without a directory, keeps nothing.
 type store struct {
 	dir   string
-	files fileSystem
+	files durable.FileSystem
 }
 
 // openStore makes the directory if need be, and removes what crashed writers left.
-func openStore(dir string, files fileSystem) (store, error) {
+func openStore(dir string, files durable.FileSystem) (store, error) {
 	s := store{dir, files}
 	if dir == "" {
 		return s, nil
 	}
-	if err := files.mkdir(dir); err != nil {
+	if err := durable.MakeDir(files, dir); err != nil {
 		return s, fmt.Errorf("collateral cache: %w", err)
 	}
-	if err := files.syncDir(filepath.Dir(dir)); err != nil {
+	if err := durable.Sweep(files, dir); err != nil {
 		return s, fmt.Errorf("collateral cache: %w", err)
-	}
-	names, err := files.list(dir)
-	if err != nil {
-		return s, fmt.Errorf("collateral cache: %w", err)
-	}
-	for _, name := range names {
-		if strings.HasPrefix(name, tempPrefix) {
-			if err := s.discard(filepath.Join(dir, name)); err != nil {
-				return s, fmt.Errorf("collateral cache: %w", err)
-			}
-		}
 	}
 	return s, nil
 }
@@ -54,7 +41,7 @@ func (s store) keys() ([]Key, error) {
 	if s.dir == "" {
 		return nil, nil
 	}
-	names, err := s.files.list(s.dir)
+	names, err := s.files.List(s.dir)
 	if err != nil {
 		return nil, fmt.Errorf("collateral cache: %w", err)
 	}
@@ -72,7 +59,7 @@ func (s store) path(key Key) string { return filepath.Join(s.dir, key.String()+f
 
 // load reads one set. It may have been damaged, or put there by anybody.
 func (s store) load(key Key) (Entry, error) {
-	raw, err := s.files.read(s.path(key), maxEntryFile+1)
+	raw, err := s.files.Read(s.path(key), maxEntryFile+1)
 	if err != nil {
 		return Entry{}, err
 	}
@@ -89,7 +76,7 @@ func (s store) load(key Key) (Entry, error) {
 	return entries[0], nil
 }
 
-// save writes a file beside the old one, makes it durable, and only then gives it the old one's name.
+// save replaces a set's file whole.
 func (s store) save(e Entry) error {
 	if s.dir == "" {
 		return nil
@@ -98,28 +85,7 @@ func (s store) save(e Entry) error {
 	if err != nil {
 		return err
 	}
-	temp := filepath.Join(s.dir, tempPrefix+rand.Text())
-	if err := s.write(temp, raw); err != nil {
-		return errors.Join(err, s.discard(temp))
-	}
-	if err := s.files.rename(temp, s.path(e.Key)); err != nil {
-		return errors.Join(err, s.discard(temp))
-	}
-	return s.files.syncDir(s.dir)
-}
-
-func (s store) write(path string, raw []byte) error {
-	f, err := s.files.create(path)
-	if err != nil {
-		return err
-	}
-	if _, err := f.Write(raw); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := f.Sync(); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	return f.Close()
+	return durable.Put(s.files, s.dir, e.Key.String()+fileSuffix, raw)
 }
 
 // remove forgets a set. There may be none.
@@ -127,15 +93,8 @@ func (s store) remove(key Key) error {
 	if s.dir == "" {
 		return nil
 	}
-	if err := s.discard(s.path(key)); err != nil {
+	if err := durable.Discard(s.files, s.path(key)); err != nil {
 		return err
 	}
-	return s.files.syncDir(s.dir)
-}
-
-func (s store) discard(path string) error {
-	if err := s.files.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return s.files.SyncDir(s.dir)
 }

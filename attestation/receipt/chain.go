@@ -16,6 +16,7 @@ import (
 	"github.com/safeconduct/safeconduct/attestation/collateral"
 	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
+	"github.com/safeconduct/safeconduct/crypto/durable"
 	"github.com/safeconduct/safeconduct/crypto/sealed"
 )
 
@@ -82,7 +83,7 @@ type Options struct {
 // only; VerifyChain reads everything. Errors: ErrDamaged, if a receipt is missing, or the last one is not the sealed head; those of marks and of the file
 // system. A damaged chain is not repaired: move the directory away, and the sealed head with it, and a new chain begins, from number 1.
 func OpenChain(ctx context.Context, dir string, marks Marks, o Options) (*Chain, error) {
-	return openChain(ctx, shelf{dir, disk{}}, marks, o)
+	return openChain(ctx, shelf{dir, durable.Disk{}}, marks, o)
 }
 
 func openChain(ctx context.Context, s shelf, marks Marks, o Options) (*Chain, error) {
@@ -167,7 +168,7 @@ func (c *Chain) settlePending(ctx context.Context, h *head, found map[uint64][32
 			return nil, err
 		}
 		// Its name may not have been durable yet.
-		if err := c.shelf.files.syncDir(c.shelf.dir); err != nil {
+		if err := c.shelf.files.SyncDir(c.shelf.dir); err != nil {
 			return nil, err
 		}
 	}

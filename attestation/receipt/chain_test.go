@@ -318,7 +318,7 @@ func TestFilesOfOthersAreLeftAlone(t *testing.T) {
 	for _, name := range names {
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600))
 	}
-	must(t, os.WriteFile(filepath.Join(dir, tempPrefix+"x"), []byte("half"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, ".tmp-x"), []byte("half"), 0o600))
 	c := openDir(t, dir, m)
 	c.add(t, r.entry(t, r.migrate(t)))
 	if c = openDir(t, dir, m); c.Len() != 1 {
@@ -329,7 +329,7 @@ func TestFilesOfOthersAreLeftAlone(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(dir, tempPrefix+"x")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, ".tmp-x")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("what a crashed writer left is still there: %v", err)
 	}
 }

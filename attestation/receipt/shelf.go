@@ -2,7 +2,6 @@ package receipt
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -12,10 +11,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/safeconduct/safeconduct/crypto/durable"
 )
 
 const (
-	tempPrefix    = ".tmp-"
 	collateralDir = "collateral"
 	fileSuffix    = ".json"
 	// maxSet bounds a file of collateral: what the artefacts may have, in base64.
@@ -26,7 +26,7 @@ const (
 // whole under its name, or not at all.
 type shelf struct {
 	dir   string
-	files fileSystem
+	files durable.FileSystem
 }
 
 func (s shelf) collateralDir() string { return filepath.Join(s.dir, collateralDir) }
@@ -34,22 +34,11 @@ func (s shelf) collateralDir() string { return filepath.Join(s.dir, collateralDi
 // prepare makes the directories and removes what crashed writers left.
 func (s shelf) prepare() error {
 	for _, dir := range []string{s.dir, s.collateralDir()} {
-		if err := s.files.mkdir(dir); err != nil {
+		if err := durable.MakeDir(s.files, dir); err != nil {
 			return err
 		}
-		if err := s.files.syncDir(filepath.Dir(dir)); err != nil {
+		if err := durable.Sweep(s.files, dir); err != nil {
 			return err
-		}
-		names, err := s.files.list(dir)
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			if strings.HasPrefix(name, tempPrefix) {
-				if err := s.files.remove(filepath.Join(dir, name)); err != nil {
-					return err
-				}
-			}
 		}
 	}
 	return nil
@@ -73,7 +62,7 @@ func parseName(name string) (number uint64, id [32]byte, ok bool) {
 
 // receipts lists the files of receipts: which number has which id. Two files of one number are an error: nobody writes that.
 func (s shelf) receipts() (map[uint64][32]byte, error) {
-	names, err := s.files.list(s.dir)
+	names, err := s.files.List(s.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +82,7 @@ func (s shelf) receipts() (map[uint64][32]byte, error) {
 
 // readReceipt reads a receipt without its collateral. It comes from an untrusted disk.
 func (s shelf) readReceipt(number uint64, id [32]byte) (*Export, error) {
-	raw, err := s.files.read(filepath.Join(s.dir, receiptName(number, id)), MaxExport+1)
+	raw, err := s.files.Read(filepath.Join(s.dir, receiptName(number, id)), MaxExport+1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, damage("receipt %d is missing", number)
 	}
@@ -115,14 +104,14 @@ func (s shelf) writeReceipt(e *Export) error {
 	if err != nil {
 		return err
 	}
-	return s.put(s.dir, receiptName(e.Chain.Number, [32]byte(e.ReceiptID)), raw)
+	return durable.Put(s.files, s.dir, receiptName(e.Chain.Number, [32]byte(e.ReceiptID)), raw)
 }
 
 func (s shelf) dropReceipt(number uint64, id [32]byte) error {
-	if err := s.files.remove(filepath.Join(s.dir, receiptName(number, id))); err != nil {
+	if err := s.files.Remove(filepath.Join(s.dir, receiptName(number, id))); err != nil {
 		return err
 	}
-	return s.files.syncDir(s.dir)
+	return s.files.SyncDir(s.dir)
 }
 
 func setName(digest []byte) string { return hex.EncodeToString(digest) + fileSuffix }
@@ -139,11 +128,11 @@ func (s shelf) writeSet(a *Artefacts) error {
 	if err != nil {
 		return err
 	}
-	return s.put(s.collateralDir(), setName(a.Digest), append(raw, '\n'))
+	return durable.Put(s.files, s.collateralDir(), setName(a.Digest), append(raw, '\n'))
 }
 
 func (s shelf) readSet(digest []byte) (*Artefacts, error) {
-	raw, err := s.files.read(filepath.Join(s.collateralDir(), setName(digest)), maxSet+1)
+	raw, err := s.files.Read(filepath.Join(s.collateralDir(), setName(digest)), maxSet+1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, damage("collateral %x is missing", digest)
 	}
@@ -161,37 +150,4 @@ func (s shelf) readSet(digest []byte) (*Artefacts, error) {
 		return nil, damage("collateral %x: found %x in its place", digest, []byte(a.Digest))
 	}
 	return a, nil
-}
-
-// put writes a file beside its place, makes it durable, and only then gives it its name.
-func (s shelf) put(dir, name string, raw []byte) error {
-	temp := filepath.Join(dir, tempPrefix+rand.Text())
-	if err := s.write(temp, raw); err != nil {
-		return errors.Join(err, s.discard(temp))
-	}
-	if err := s.files.rename(temp, filepath.Join(dir, name)); err != nil {
-		return errors.Join(err, s.discard(temp))
-	}
-	return s.files.syncDir(dir)
-}
-
-func (s shelf) write(path string, raw []byte) error {
-	f, err := s.files.create(path)
-	if err != nil {
-		return err
-	}
-	if _, err := f.Write(raw); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := f.Sync(); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	return f.Close()
-}
-
-func (s shelf) discard(temp string) error {
-	if err := s.files.remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

@@ -1,222 +1,18 @@
 package sealed
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
+
+	"github.com/safeconduct/safeconduct/crypto/durable/crashdisk"
 )
-
-// crashDisk is a fileSystem that remembers what a power cut would leave. A file's data is durable once the file was synced, a
-// directory's entries once the directory was. It can stop at any operation, and fail at any one.
-type crashDisk struct {
-	root *node
-	ops  int
-	// crashAt is the operation (from 1) at which everything stops, and fails from then on. A write is applied by half. 0: never.
-	crashAt int
-	// failAt is the operation that fails alone. 0: none.
-	failAt int
-	// What a store that forgets to sync would do.
-	noFileSync, noDirSync bool
-}
-
-type node struct {
-	dir                     bool
-	data, durableData       []byte
-	entries, durableEntries map[string]*node
-}
-
-var (
-	errCrashed = errors.New("crashed")
-	errFault   = errors.New("input/output error")
-)
-
-func newDir() *node {
-	return &node{dir: true, entries: map[string]*node{}, durableEntries: map[string]*node{}}
-}
-
-func newCrashDisk() *crashDisk { return &crashDisk{root: newDir()} }
-
-func (d *crashDisk) op() error {
-	d.ops++
-	switch {
-	case d.crashAt > 0 && d.ops >= d.crashAt:
-		return errCrashed
-	case d.ops == d.failAt:
-		return errFault
-	}
-	return nil
-}
-
-func (d *crashDisk) find(path string) (*node, error) {
-	n := d.root
-	for _, part := range strings.Split(strings.Trim(path, "/"), "/") {
-		if part == "" {
-			continue
-		}
-		next, ok := n.entries[part]
-		if !ok {
-			return nil, fs.ErrNotExist
-		}
-		n = next
-	}
-	return n, nil
-}
-
-// parent finds the directory of a path and the entry's name. In these tests every directory exists when it is needed.
-func (d *crashDisk) parent(path string) (*node, string) {
-	n, err := d.find(filepath.Dir(path))
-	if err != nil {
-		panic("no directory " + filepath.Dir(path))
-	}
-	return n, filepath.Base(path)
-}
-
-func (d *crashDisk) mkdir(path string) error {
-	if _, err := d.find(path); err == nil {
-		return nil
-	}
-	if err := d.op(); err != nil {
-		return err
-	}
-	n, name := d.parent(path)
-	n.entries[name] = newDir()
-	return nil
-}
-
-func (d *crashDisk) create(path string) (file, error) {
-	if err := d.op(); err != nil {
-		return nil, err
-	}
-	n, name := d.parent(path)
-	if _, ok := n.entries[name]; ok {
-		return nil, fs.ErrExist
-	}
-	f := &node{}
-	n.entries[name] = f
-	return &crashFile{d, f}, nil
-}
-
-func (d *crashDisk) rename(from, to string) error {
-	if err := d.op(); err != nil {
-		return err
-	}
-	a, nameA := d.parent(from)
-	b, nameB := d.parent(to)
-	b.entries[nameB] = a.entries[nameA]
-	delete(a.entries, nameA)
-	return nil
-}
-
-func (d *crashDisk) remove(path string) error {
-	if err := d.op(); err != nil {
-		return err
-	}
-	n, name := d.parent(path)
-	if _, ok := n.entries[name]; !ok {
-		return fs.ErrNotExist
-	}
-	delete(n.entries, name)
-	return nil
-}
-
-func (d *crashDisk) read(path string, _ int) ([]byte, error) {
-	n, err := d.find(path)
-	if err != nil {
-		return nil, err
-	}
-	return bytes.Clone(n.data), nil
-}
-
-func (d *crashDisk) list(dir string) ([]string, error) {
-	n, err := d.find(dir)
-	if err != nil {
-		return nil, err
-	}
-	return slices.Sorted(maps.Keys(n.entries)), nil
-}
-
-func (d *crashDisk) syncDir(dir string) error {
-	if err := d.op(); err != nil {
-		return err
-	}
-	n, err := d.find(dir)
-	if err == nil && !d.noDirSync {
-		n.durableEntries = maps.Clone(n.entries)
-	}
-	return err
-}
-
-type crashFile struct {
-	d *crashDisk
-	n *node
-}
-
-func (f *crashFile) Write(p []byte) (int, error) {
-	if err := f.d.op(); err != nil {
-		if f.d.ops == f.d.crashAt || f.d.ops == f.d.failAt {
-			f.n.data = append(f.n.data, p[:len(p)/2]...)
-		}
-		return len(p) / 2, err
-	}
-	f.n.data = append(f.n.data, p...)
-	return len(p), nil
-}
-
-func (f *crashFile) Sync() error {
-	if err := f.d.op(); err != nil {
-		return err
-	}
-	if !f.d.noFileSync {
-		f.n.durableData = bytes.Clone(f.n.data)
-	}
-	return nil
-}
-
-func (f *crashFile) Close() error { return f.d.op() }
-
-// survivors are the disks that a machine may find when it starts again: after a crash of the process alone, everything; after a power cut, of
-// the entries and of the data what was durable, or more.
-func (d *crashDisk) survivors() map[string]*crashDisk {
-	out := make(map[string]*crashDisk)
-	for _, entries := range []bool{true, false} {
-		for _, data := range []bool{true, false} {
-			out[fmt.Sprintf("unsynced entries kept: %v, unsynced data kept: %v", entries, data)] =
-				&crashDisk{root: d.root.survive(entries, data)}
-		}
-	}
-	return out
-}
-
-func (n *node) survive(entries, data bool) *node {
-	if !n.dir {
-		kept := n.durableData
-		if data {
-			kept = n.data
-		}
-		return &node{data: bytes.Clone(kept), durableData: bytes.Clone(kept)}
-	}
-	kept := n.durableEntries
-	if entries {
-		kept = n.entries
-	}
-	c := newDir()
-	for name, child := range kept {
-		c.entries[name] = child.survive(entries, data)
-	}
-	c.durableEntries = maps.Clone(c.entries)
-	return c
-}
 
 const absent = "\x00absent"
 
 // content is what a fresh store on d has under the name a. A blob that does not open is a violation by itself.
-func content(t *testing.T, d *crashDisk) (string, error) {
+func content(t *testing.T, d *crashdisk.Disk) (string, error) {
 	s, err := newStore("/sealed", newKeys(ModeSimulated), d)
 	if err != nil {
 		return "", err
@@ -240,9 +36,9 @@ var scenarios = []scenario{
 }
 
 // prepare makes a disk on which everything of before is durable.
-func (c scenario) prepare(t *testing.T) *crashDisk {
+func (c scenario) prepare(t *testing.T) *crashdisk.Disk {
 	t.Helper()
-	d := newCrashDisk()
+	d := crashdisk.New()
 	if c.before == absent {
 		return d
 	}
@@ -253,12 +49,12 @@ func (c scenario) prepare(t *testing.T) *crashDisk {
 	if err := s.Put(t.Context(), "escrow", "a", []byte(c.before)); err != nil {
 		t.Fatal(err)
 	}
-	d.ops = 0
+	d.Ops = 0
 	return d
 }
 
 // run makes the change on d, from opening the store on.
-func (c scenario) run(t *testing.T, d *crashDisk) error {
+func (c scenario) run(t *testing.T, d *crashdisk.Disk) error {
 	s, err := newStore("/sealed", newKeys(ModeSimulated), d)
 	if err != nil {
 		return err
@@ -271,17 +67,17 @@ func (c scenario) run(t *testing.T, d *crashDisk) error {
 }
 
 // violations crashes the change at every operation and returns what is not as promised.
-func (c scenario) violations(t *testing.T, spoil func(*crashDisk)) (found []string, points int) {
+func (c scenario) violations(t *testing.T, spoil func(*crashdisk.Disk)) (found []string, points int) {
 	t.Helper()
 	for crashAt := 1; ; crashAt++ {
 		d := c.prepare(t)
 		spoil(d)
-		d.crashAt = crashAt
+		d.CrashAt = crashAt
 		err := c.run(t, d)
-		if err != nil && !errors.Is(err, errCrashed) {
+		if err != nil && !errors.Is(err, crashdisk.ErrCrashed) {
 			t.Fatalf("%s, operation %d: %v", c.name, crashAt, err)
 		}
-		for how, disk := range d.survivors() {
+		for how, disk := range d.Survivors() {
 			got, openErr := content(t, disk)
 			switch {
 			case openErr != nil:
@@ -301,7 +97,7 @@ func (c scenario) violations(t *testing.T, spoil func(*crashDisk)) (found []stri
 func TestACrashLeavesTheOldBlobOrTheNewOne(t *testing.T) {
 	for _, c := range scenarios {
 		t.Run(c.name, func(t *testing.T) {
-			found, points := c.violations(t, func(*crashDisk) {})
+			found, points := c.violations(t, func(*crashdisk.Disk) {})
 			for _, v := range found {
 				t.Error(v)
 			}
@@ -315,10 +111,10 @@ func TestACrashLeavesTheOldBlobOrTheNewOne(t *testing.T) {
 
 func TestTheCrashTestNoticesAStoreThatDoesNotSync(t *testing.T) {
 	for _, c := range scenarios {
-		if found, _ := c.violations(t, func(d *crashDisk) { d.noDirSync = true }); len(found) == 0 {
+		if found, _ := c.violations(t, func(d *crashdisk.Disk) { d.NoDirSync = true }); len(found) == 0 {
 			t.Errorf("%s without syncing directories passes", c.name)
 		}
-		if found, _ := c.violations(t, func(d *crashDisk) { d.noFileSync = true }); len(found) == 0 && c.after != absent {
+		if found, _ := c.violations(t, func(d *crashdisk.Disk) { d.NoFileSync = true }); len(found) == 0 && c.after != absent {
 			t.Errorf("%s without syncing the file passes", c.name)
 		}
 	}
@@ -334,7 +130,7 @@ func TestAFaultLeavesTheOldBlobOrTheNewOneAndTheStoreGoesOn(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				d.ops, d.failAt = 0, failAt
+				d.Ops, d.FailAt = 0, failAt
 				failed := s.Put(t.Context(), "escrow", "a", []byte(c.after))
 				if failed == nil {
 					if failAt < 6 {
@@ -342,21 +138,21 @@ func TestAFaultLeavesTheOldBlobOrTheNewOneAndTheStoreGoesOn(t *testing.T) {
 					}
 					return
 				}
-				if !errors.Is(failed, errFault) {
-					t.Errorf("operation %d: found %v, expected %v", failAt, failed, errFault)
+				if !errors.Is(failed, crashdisk.ErrFault) {
+					t.Errorf("operation %d: found %v, expected %v", failAt, failed, crashdisk.ErrFault)
 				}
 				// Another store looks, so that this one learns nothing by it.
-				got, err := content(t, &crashDisk{root: d.root.survive(true, true)})
+				got, err := content(t, d.Copy())
 				if err != nil || got != c.before && got != c.after {
 					t.Errorf("operation %d: found %q, %v", failAt, got, err)
 				}
-				maybe := d.root.survive(true, true)
+				maybe := d.Copy()
 				if err := s.Put(t.Context(), "escrow", "a", []byte("newer")); err != nil {
 					t.Fatalf("operation %d: the next put: %v", failAt, err)
 				}
 				checkNoLeftovers(t, d)
 				// Whatever the failed put has left, put back, is older than the newer one.
-				d.root = maybe
+				d.Restore(maybe)
 				if got, err := s.Get(t.Context(), "escrow", "a"); !errors.Is(err, ErrRollback) && !errors.Is(err, ErrNotFound) {
 					t.Errorf("operation %d: the blob of the failed put is accepted again: %q, %v", failAt, got, err)
 				}
@@ -365,9 +161,9 @@ func TestAFaultLeavesTheOldBlobOrTheNewOneAndTheStoreGoesOn(t *testing.T) {
 	}
 }
 
-func checkNoLeftovers(t *testing.T, d *crashDisk) {
+func checkNoLeftovers(t *testing.T, d *crashdisk.Disk) {
 	t.Helper()
-	names, err := d.list("/sealed/escrow")
+	names, err := d.List("/sealed/escrow")
 	if err != nil || !slices.Equal(names, []string{"a"}) {
 		t.Errorf("found %q, %v; expected one blob and no temporary file", names, err)
 	}

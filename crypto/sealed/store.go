@@ -2,16 +2,15 @@ package sealed
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/safeconduct/safeconduct/crypto/durable"
 )
 
 // Errors of a Store.
@@ -22,14 +21,12 @@ var (
 	ErrRollback = errors.New("sealed blob was rolled back")
 )
 
-const tempPrefix = ".tmp-"
-
 // Store keeps blobs as files, DIR/KIND/NAME. A Put that returned is on disk; one that a crash cut short leaves the old blob
 // or the new one, whole. One process owns a directory. A Store is safe for concurrent use.
 type Store struct {
 	dir   string
 	keys  KeySource
-	files fileSystem
+	files durable.FileSystem
 
 	mu sync.Mutex
 	// One entry for each blob that was touched in the life of this Store, the deleted ones included: some 200 bytes each.
@@ -46,20 +43,17 @@ type generations struct {
 
 // NewStore opens the store in dir, which is made with mode 0700 if it does not exist, and removes what crashed writers left. It asks for no
 // key. Errors: ErrMode, and those of the file system.
-func NewStore(dir string, keys KeySource) (*Store, error) { return newStore(dir, keys, disk{}) }
+func NewStore(dir string, keys KeySource) (*Store, error) { return newStore(dir, keys, durable.Disk{}) }
 
-func newStore(dir string, keys KeySource, files fileSystem) (*Store, error) {
+func newStore(dir string, keys KeySource, files durable.FileSystem) (*Store, error) {
 	if err := checkMode(keys.Mode()); err != nil {
 		return nil, err
 	}
 	s := &Store{dir: dir, keys: keys, files: files, known: make(map[ID]generations)}
-	if err := files.mkdir(dir); err != nil {
+	if err := durable.MakeDir(files, dir); err != nil {
 		return nil, fmt.Errorf("sealed storage: %w", err)
 	}
-	if err := files.syncDir(filepath.Dir(dir)); err != nil {
-		return nil, fmt.Errorf("sealed storage: %w", err)
-	}
-	kinds, err := files.list(dir)
+	kinds, err := files.List(dir)
 	if err != nil {
 		return nil, fmt.Errorf("sealed storage: %w", err)
 	}
@@ -76,21 +70,11 @@ func (s *Store) sweep(kind string) error {
 	if checkKind(kind) != nil {
 		return nil // not ours
 	}
-	names, err := s.files.list(filepath.Join(s.dir, kind))
+	err := durable.Sweep(s.files, filepath.Join(s.dir, kind))
 	if errors.Is(err, syscall.ENOTDIR) {
 		return nil // a file of somebody else
 	}
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if strings.HasPrefix(name, tempPrefix) {
-			if err := s.files.remove(filepath.Join(s.dir, kind, name)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return err
 }
 
 func (s *Store) path(id ID) string { return filepath.Join(s.dir, id.Kind, id.Name) }
@@ -127,47 +111,13 @@ func (s *Store) Put(ctx context.Context, kind, name string, plaintext []byte) er
 	return nil
 }
 
-// replace writes a file beside the old one, makes it durable, and only then gives it the old one's name.
+// replace makes the kind's directory, if it is new, and replaces the file whole.
 func (s *Store) replace(id ID, raw []byte) error {
 	dir := filepath.Join(s.dir, id.Kind)
-	if err := s.files.mkdir(dir); err != nil {
+	if err := durable.MakeDir(s.files, dir); err != nil {
 		return err
 	}
-	// The kind's directory may be new: make its own entry outlive a crash.
-	if err := s.files.syncDir(s.dir); err != nil {
-		return err
-	}
-	var random [8]byte
-	rand.Read(random[:])
-	temp := filepath.Join(dir, tempPrefix+hex.EncodeToString(random[:]))
-	if err := s.write(temp, raw); err != nil {
-		return errors.Join(err, s.discard(temp))
-	}
-	if err := s.files.rename(temp, s.path(id)); err != nil {
-		return errors.Join(err, s.discard(temp))
-	}
-	return s.files.syncDir(dir)
-}
-
-func (s *Store) write(path string, raw []byte) error {
-	f, err := s.files.create(path)
-	if err != nil {
-		return err
-	}
-	if _, err := f.Write(raw); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := f.Sync(); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	return f.Close()
-}
-
-func (s *Store) discard(temp string) error {
-	if err := s.files.remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return durable.Put(s.files, dir, id.Name, raw)
 }
 
 // Get opens a blob. The caller clears what it returns. Errors: ErrNotFound, ErrRollback, and those of Open and of the file system.
@@ -183,7 +133,7 @@ func (s *Store) Get(ctx context.Context, kind, name string) ([]byte, error) {
 
 // get opens a blob and notes its generation.
 func (s *Store) get(ctx context.Context, id ID) ([]byte, error) {
-	raw, err := s.files.read(s.path(id), maxBlob+1) // one more than parse accepts
+	raw, err := s.files.Read(s.path(id), maxBlob+1) // one more than parse accepts
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %v", ErrNotFound, id)
 	}
@@ -224,10 +174,10 @@ func (s *Store) Delete(ctx context.Context, kind, name string) (bool, error) {
 	}
 	g := s.known[id]
 	s.known[id] = generations{least: g.used + 1, used: g.used}
-	if err := s.files.remove(s.path(id)); err != nil {
+	if err := s.files.Remove(s.path(id)); err != nil {
 		return false, fmt.Errorf("sealed storage: %v: %w", id, err)
 	}
-	if err := s.files.syncDir(filepath.Join(s.dir, id.Kind)); err != nil {
+	if err := s.files.SyncDir(filepath.Join(s.dir, id.Kind)); err != nil {
 		return true, fmt.Errorf("sealed storage: %v: %w", id, err)
 	}
 	return true, nil
@@ -251,7 +201,7 @@ func (s *Store) List(kind string) ([]string, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	found, err := s.files.list(filepath.Join(s.dir, kind))
+	found, err := s.files.List(filepath.Join(s.dir, kind))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -216,9 +216,9 @@ func TestWhatTheHostDoesToTheFiles(t *testing.T) {
 	t.Run("leftovers of a crash are removed", func(t *testing.T) {
 		s := openStore(t, t.TempDir())
 		put(t, s, "a", "one")
-		write(t, s, tempPrefix+"0123", []byte("half"))
+		write(t, s, ".tmp-0123", []byte("half"))
 		s = openStore(t, s.dir)
-		if _, err := os.Stat(s.path(ID{"escrow", tempPrefix + "0123"})); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(s.path(ID{"escrow", ".tmp-0123"})); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("found %v, expected it to be gone", err)
 		}
 		wantGet(t, s, "a", "one")
@@ -264,7 +264,7 @@ func TestNothingIsDeletedWhenTheHardwareFails(t *testing.T) {
 
 func TestBadNamesNeverReachTheDisk(t *testing.T) {
 	s := openStore(t, t.TempDir())
-	for _, id := range []ID{{"escrow", "../../x"}, {"..", "x"}, {"escrow", ""}, {"", "x"}, {"escrow", tempPrefix + "1"}} {
+	for _, id := range []ID{{"escrow", "../../x"}, {"..", "x"}, {"escrow", ""}, {"", "x"}, {"escrow", ".tmp-1"}} {
 		checkError(t, s.Put(t.Context(), id.Kind, id.Name, nil), ErrID)
 		_, err := s.Get(t.Context(), id.Kind, id.Name)
 		checkError(t, err, ErrID)
