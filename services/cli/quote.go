@@ -89,10 +89,10 @@ func (a *app) verifyQuote(o *quoteOptions) (*quoteReport, error) {
 	facts := quoteFacts{Crypto: "invalid", QuoteSHA256: hexOf(in.digest[:]), VerifyAt: stampTime(in.at)}
 	result, err := dcap.Verifier{Root: in.pin}.Verify(in.quote, in.collateral, in.at)
 	if err != nil {
-		return a.quoteReport(in, facts, notAuthentic, nil, []*v1.Refusal{quoteRefusal(err).Proto()}), nil
+		return a.quoteReport(in, facts, notAuthentic, nil, []*v1.Refusal{appraisal.QuoteRefusal(err).Proto()}), nil
 	}
 	facts.Crypto, facts.verifiedFacts = "valid", factsOf(result)
-	attested := attestedOf(result, in.mode)
+	attested := appraisal.AttestedOf(result, in.mode)
 	if in.policy != nil && in.host != "" {
 		attested.Host = in.host
 		enrolled, _ := in.policy.Enrolled(in.host)

@@ -1,15 +1,9 @@
 package cli
 
 import (
-	"errors"
-	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/dcap"
-	"github.com/safeconduct/safeconduct/attestation/refusal"
 )
 
 // quoteFacts are what is known of a quote. Names and spellings are those of the expected.json of the vectors of real hardware.
@@ -86,45 +80,6 @@ func factsOf(r *dcap.Result) *verifiedFacts {
 		}
 	}
 	return f
-}
-
-// attestedOf is what was verified, in the words of the API.
-func attestedOf(r *dcap.Result, mode v1.Mode) *v1.Attested {
-	attested := &v1.Attested{
-		Mode: mode, Mrenclave: r.MREnclave[:], Mrsigner: r.MRSigner[:], IsvProdId: uint32(r.ISVProdID), IsvSvn: uint32(r.ISVSVN), Debug: r.Debug,
-		TcbStatus: string(r.Status), AdvisoryIds: r.AdvisoryIDs, TcbEvaluationDataNumber: r.EvaluationDataNumber(), Fmspc: r.FMSPC,
-		Root: r.RootSubject, ExpiresAt: timestamppb.New(r.ExpiresAt),
-	}
-	if !r.TCBDate.IsZero() {
-		attested.TcbDate = timestamppb.New(r.TCBDate)
-	}
-	return attested
-}
-
-// quoteRefusal gives a failed verification its reason: revoked, the collateral's fault, or the quote's.
-func quoteRefusal(err error) *refusal.Refusal {
-	e, ok := errors.AsType[*dcap.Error](err)
-	if !ok {
-		return refusal.New(v1.Reason_REASON_QUOTE_INVALID, "the quote is not verified: %w", err)
-	}
-	ofQuote := slices.Contains([]dcap.Artefact{dcap.ArtefactPCKCertificate, dcap.ArtefactPCKCA, dcap.ArtefactPCKChain}, e.Artefact)
-	reason := v1.Reason_REASON_QUOTE_INVALID
-	switch e.Check {
-	case dcap.CheckRevoked:
-		reason = v1.Reason_REASON_CERTIFICATE_REVOKED
-	case dcap.CheckMissing, dcap.CheckCRL, dcap.CheckSignature, dcap.CheckDocument, dcap.CheckPlatform:
-		reason = v1.Reason_REASON_COLLATERAL_INVALID
-	case dcap.CheckValidity:
-		if !ofQuote {
-			reason = v1.Reason_REASON_COLLATERAL_INVALID
-		}
-	case dcap.CheckChain, dcap.CheckRoot:
-		if e.Artefact == dcap.ArtefactSigningChain {
-			reason = v1.Reason_REASON_COLLATERAL_INVALID
-		}
-	default: // the quote's own fault
-	}
-	return refusal.New(reason, "%w", err).On(string(e.Artefact)).Want(e.Found, e.Expected)
 }
 
 // print is the report for people.
