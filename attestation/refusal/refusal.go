@@ -119,6 +119,15 @@ func (r *Refusal) RemedyText() string {
 	return Remedies(r.Reason)
 }
 
+// Attributes are what a log says of any error, for slog: why, and of a refusal its reason and what to do.
+func Attributes(err error) []any {
+	fields := []any{"why", err}
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		fields = append(fields, "reason", Name(r.Reason), "do", r.RemedyText())
+	}
+	return fields
+}
+
 // FromProto is the inverse of Proto, with texts cut to MaxText: they may come from a peer.
 func FromProto(p *v1.Refusal) *Refusal {
 	if p == nil {

@@ -68,3 +68,15 @@ func TestATextFromAPeerIsCut(t *testing.T) {
 		t.Errorf("len %d, found %q", len(got.Message), got.Found)
 	}
 }
+
+func TestAttributesSayWhyAndOfARefusalWhatToDo(t *testing.T) {
+	plain := errors.New("no such file")
+	if got := Attributes(plain); len(got) != 2 || got[0] != "why" || got[1] != plain {
+		t.Errorf("found %v", got)
+	}
+	r := New(v1.Reason_REASON_NO_ARMED_SESSION, "there is none").Do("arm one")
+	got := Attributes(fmt.Errorf("attach: %w", r))
+	if len(got) != 6 || got[3] != "NO_ARMED_SESSION" || got[5] != "arm one" {
+		t.Errorf("found %v", got)
+	}
+}

@@ -82,12 +82,9 @@ func (r *runner) once(ctx context.Context, t task) error {
 
 // attributes of an error, for the log.
 func attributes(err error) []any {
-	fields := []any{"why", err}
+	fields := refusal.Attributes(err)
 	if e, ok := errors.AsType[*CloudError](err); ok && !isNoProvider(err) {
 		fields = append(fields, "kind", e.Kind(), "do", e.Remedy())
-	}
-	if e, ok := errors.AsType[*refusal.Refusal](err); ok {
-		fields = append(fields, "reason", refusal.Name(e.Reason), "do", e.RemedyText())
 	}
 	return fields
 }

@@ -90,7 +90,7 @@ func (n *Node) Follow(ctx context.Context, sessions *Sessions, log *slog.Logger)
 		}
 		if text := err.Error(); text != last { // once for each reason: a node that is down stays down for a while
 			last = text
-			log.Warn("the node service does not tell of its sessions: nothing is carried", attributes(err)...)
+			log.Warn("the node service does not tell of its sessions: nothing is carried", refusal.Attributes(err)...)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -100,14 +100,6 @@ func (n *Node) Follow(ctx context.Context, sessions *Sessions, log *slog.Logger)
 		}
 		pause = min(2*pause, lastPause)
 	}
-}
-
-func attributes(err error) []any {
-	fields := []any{"why", err}
-	if r := new(refusal.Refusal); errors.As(err, &r) {
-		fields = append(fields, "reason", refusal.Name(r.Reason), "do", r.RemedyText())
-	}
-	return fields
 }
 
 func (n *Node) follow(ctx context.Context, sessions *Sessions, following func()) error {

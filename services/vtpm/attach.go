@@ -2,7 +2,6 @@ package vtpm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -35,7 +34,7 @@ func (r *RemoteProtector) Keep(ctx context.Context, log *slog.Logger) {
 			continue
 		case ctx.Err() == nil && err.Error() != last: // once for each reason: a node that is down stays down for a while
 			last = err.Error()
-			log.Warn("not attached to the node service: the VM runs, and cannot be migrated", Attributes(err)...)
+			log.Warn("not attached to the node service: the VM runs, and cannot be migrated", refusal.Attributes(err)...)
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -45,15 +44,6 @@ func (r *RemoteProtector) Keep(ctx context.Context, log *slog.Logger) {
 		}
 		pause = min(2*pause, lastPause)
 	}
-}
-
-// Attributes are what a log says of an error of the node service: why, and of a refusal its reason and what to do.
-func Attributes(err error) []any {
-	fields := []any{"why", err}
-	if r := new(refusal.Refusal); errors.As(err, &r) {
-		fields = append(fields, "reason", refusal.Name(r.Reason), "do", r.RemedyText())
-	}
-	return fields
 }
 
 func (r *RemoteProtector) attachWithin(ctx context.Context) (lost <-chan struct{}, err error) {

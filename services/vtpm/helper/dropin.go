@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/safeconduct/safeconduct/services/vtpm"
+	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/vtpm/cmdline"
 )
 
@@ -42,7 +42,7 @@ func DropIn(ctx context.Context, args []string, settings Settings) error {
 	err = Run(ctx, Options{Node: settings.Node, Instance: call.Instance, SWTPM: real, NodeTimeout: settings.NodeTimeout, StateKey: settings.stateKey(call.Instance),
 		call: call}, log.Logger)
 	if err != nil {
-		log.Error("the helper ends", vtpm.Attributes(err)...)
+		log.Error("the helper ends", refusal.Attributes(err)...)
 	}
 	return err
 }

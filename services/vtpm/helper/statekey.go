@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/safeconduct/safeconduct/attestation/refusal"
 	"github.com/safeconduct/safeconduct/services/vtpm"
 	"github.com/safeconduct/safeconduct/services/vtpm/cmdline"
 	"github.com/safeconduct/safeconduct/services/vtpm/statekey"
@@ -94,7 +95,7 @@ func SetupDropIn(ctx context.Context, args []string, settings Settings) error {
 	defer func() { _ = log.file.Close() }()
 	err = setUp(ctx, program, call, settings, log.With("instance", call.Instance))
 	if err != nil {
-		log.Error("swtpm_setup ends", append([]any{"instance", call.Instance}, vtpm.Attributes(err)...)...)
+		log.Error("swtpm_setup ends", append([]any{"instance", call.Instance}, refusal.Attributes(err)...)...)
 	}
 	return err
 }
