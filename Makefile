@@ -184,6 +184,15 @@ BASE ?= main
 breaking:
 	$(BUF) breaking --against '.git#branch=$(BASE)'
 
+.PHONY: e2e-openstack
+SUITE ?= bookworm
+e2e-openstack: build ## Two compute nodes of a real OpenStack on this machine (SUITE=bookworm|trixie|forky|sid, ARGS=--list); root
+	@./test/deps.sh debootstrap iproute2 swtpm
+	@./test/openstack/rootfs.sh $(SUITE) $(CURDIR)/$(BUILD)/openstack/rootfs/$(SUITE)
+	@mkdir -p $(BUILD)/openstack/bin
+	$(GOBUILD) -o $(BUILD)/openstack/bin/ ./test/openstack ./test/vm/guest
+	@$(BUILD)/openstack/bin/openstack --suite $(SUITE) $(ARGS)
+
 .PHONY: clean
 clean: ## Remove build/
 	rm -rf $(BUILD)

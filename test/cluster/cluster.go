@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,6 +52,8 @@ type Cluster struct {
 	References   *appraise.ReferenceValues
 	processes    []*Process
 	nodesStarted int
+	policy       policy.Policy
+	signer       ed25519.PrivateKey
 }
 
 // Host is one compute node.
@@ -64,6 +67,8 @@ type Host struct {
 	Enter func(args []string) []string
 	// EnterForks: the command that Enter makes is the parent of the one it runs.
 	EnterForks bool
+	// Root is where the host's file system is seen from here; empty: "/". All paths of the host are below it.
+	Root string
 	// SWTPM is the swtpm that is measured; empty means a copy in Dir. QEMU likewise; empty: the one in PATH.
 	SWTPM, QEMU string
 	// Helper is the helper that is measured; empty means the one in Bin.
@@ -234,23 +239,39 @@ func (c *Cluster) writePolicy(ctx context.Context) error {
 	if c.EditPolicy != nil {
 		c.EditPolicy(&p)
 	}
-	raw, err := json.MarshalIndent(p, "", "  ")
-	if err != nil {
-		return err
-	}
 	public, signer, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		return err
 	}
-	if raw, err = policy.Sign(raw, signer); err != nil {
-		return err
-	}
+	c.policy, c.signer = p, signer
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
 		return err
 	}
 	keys := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 	if err := os.WriteFile(c.PolicyKeys(), keys, 0o600); err != nil {
+		return err
+	}
+	return c.sign(p)
+}
+
+// Amend replaces the policy by the next one, which is the generated one with a change. The nodes have it once they reload.
+func (c *Cluster) Amend(change func(*policy.Policy)) error {
+	c.policy.SVN++
+	next := c.policy
+	next.Enclaves, next.Platforms = slices.Clone(next.Enclaves), slices.Clone(next.Platforms)
+	if change != nil {
+		change(&next)
+	}
+	return c.sign(next)
+}
+
+func (c *Cluster) sign(p policy.Policy) error {
+	raw, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return err
+	}
+	if raw, err = policy.Sign(raw, c.signer); err != nil {
 		return err
 	}
 	return os.WriteFile(c.PolicyFile(), raw, 0o600)
@@ -261,7 +282,7 @@ func (c *Cluster) golden(ctx context.Context, h *Host) (*appraise.ReferenceValue
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := measure.New(measure.Config{Items: items})
+	m, err := measure.New(measure.Config{Root: h.Root, Items: items})
 	if err != nil {
 		return nil, nil, err
 	}
