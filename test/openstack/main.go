@@ -103,7 +103,7 @@ func (o *options) paths() error {
 		o.out = filepath.Join("build/openstack", o.suite)
 	}
 	if o.rootfs == "" {
-		o.rootfs = filepath.Join("build/openstack/rootfs", o.suite)
+		o.rootfs = filepath.Join("build/openstack/_rootfs", o.suite)
 	}
 	for _, path := range []*string{&o.rootfs, &o.bin, &o.nova, &o.guest, &o.out} {
 		absolute, err := filepath.Abs(*path)
