@@ -188,7 +188,7 @@ breaking:
 SUITE ?= bookworm
 e2e-openstack: build ## Two compute nodes of a real OpenStack on this machine (SUITE=bookworm|trixie|forky|sid, ARGS=--list); root
 	@./test/deps.sh debootstrap iproute2 swtpm
-	@./test/openstack/_rootfs.sh $(SUITE) $(CURDIR)/$(BUILD)/openstack/_rootfs/$(SUITE)
+	@./test/openstack/rootfs.sh $(SUITE) $(CURDIR)/$(BUILD)/openstack/_rootfs/$(SUITE)
 	@mkdir -p $(BUILD)/openstack/bin
 	$(GOBUILD) -o $(BUILD)/openstack/bin/ ./test/openstack ./test/vm/guest
 	@$(BUILD)/openstack/bin/openstack --suite $(SUITE) $(ARGS)

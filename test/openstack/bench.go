@@ -80,7 +80,7 @@ func bench(ctx context.Context, c *cloud, note func(string, ...any)) error {
 	return errors.Join(os.WriteFile(filepath.Join(c.options.out, "bench.json"), raw, 0o644), os.WriteFile(filepath.Join(c.options.out, "bench.txt"), []byte(table), 0o644))
 }
 
-// allowBaseline has a host run the bench's unprotected server, and migrations as fast as they go.
+// allowBaseline has a host run the bench's unprotected server.
 func (h *compute) allowBaseline(ctx context.Context) error {
 	driver, err := files.ReadFile("bench/e2e_baseline.py")
 	if err != nil {
@@ -99,7 +99,7 @@ func (h *compute) allowBaseline(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return h.reconfigure(ctx, func(s *settings) { s.Driver, s.Bandwidth = "e2e_baseline.BaselineDriver", 0 })
+	return h.reconfigure(ctx, func(s *settings) { s.Driver = "e2e_baseline.BaselineDriver" })
 }
 
 // jobTimes are libvirt's account, at the destination, of the migration that brought a server: the job's whole time and the server's downtime, in ms.

@@ -25,9 +25,6 @@ type compute struct {
 	nova     *cluster.Process
 }
 
-// calmBandwidth of live migrations, in MiB/s, gives the scenarios some seconds to break things in.
-const calmBandwidth = 8
-
 func (c *cloud) addCompute(ctx context.Context, i int) (*compute, error) {
 	m, err := c.add(ctx, fmt.Sprintf("compute%d", i+1), 11+i)
 	if err != nil {
@@ -50,7 +47,7 @@ bindfs -o subtype=glusterfs "$0/instances" /var/lib/nova/shared`
 		}
 	}
 	h.settings = settings{
-		Name: h.Name, Address: h.Address, UUID: h.uuid, Compute: true, Driver: c.options.driver, Instances: localStorage, Bandwidth: calmBandwidth, Safeconduct: c.safeconductConf(),
+		Name: h.Name, Address: h.Address, UUID: h.uuid, Compute: true, Driver: c.options.driver, Instances: localStorage, Safeconduct: c.safeconductConf(),
 	}
 	return h, h.configure()
 }

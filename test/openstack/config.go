@@ -57,8 +57,6 @@ type settings struct {
 	Compute bool
 	// Driver is Nova's compute_driver, Instances where servers' files are.
 	Driver, Instances string
-	// Bandwidth of live migrations, in MiB/s; 0: as much as there is.
-	Bandwidth int
 	// Safeconduct is the driver's own section of the configuration.
 	Safeconduct string
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,6 +84,13 @@ func (k *console) close() {
 		close(k.stop)
 	}
 	<-k.done
+}
+
+// copy of the latest content of each host's file.
+func (k *console) copy() map[string][]byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(k.said)
 }
 
 // last tick on a host.

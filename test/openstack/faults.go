@@ -17,6 +17,9 @@ type underWay struct {
 	began               time.Time
 }
 
+// calm is the speed, in MiB/s, of a migration that something is to happen to: it takes some seconds.
+const calm = "8"
+
 // begin starts a migration of the resident server.
 func (c *cloud) begin(ctx context.Context) (*underWay, error) {
 	s, err := c.resident(ctx)
@@ -28,6 +31,9 @@ func (c *cloud) begin(ctx context.Context) (*underWay, error) {
 		return nil, err
 	}
 	w := &underWay{server: s, source: c.host(v.Host), destination: c.other(v.Host), began: time.Now()}
+	if _, err := w.source.virsh(ctx, "migrate-setspeed", s.id, calm); err != nil {
+		return nil, err
+	}
 	return w, s.begin(ctx, c.admin, w.destination.Name)
 }
 

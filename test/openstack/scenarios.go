@@ -62,6 +62,9 @@ func (c *cloud) play(ctx context.Context, chosen []scenario, r *report) error {
 		}
 		say("\n%s %s", sc.number, sc.name)
 		err := sc.run(ctx, c, note)
+		if err != nil && ctx.Err() == nil {
+			err = errors.Join(err, c.evidence(ctx, sc.number))
+		}
 		if ctx.Err() == nil { // else all ends with this process
 			err = errors.Join(err, c.clear(ctx, err))
 		}
