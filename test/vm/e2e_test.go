@@ -104,7 +104,7 @@ func (n *testNode) ProtectState(s v1.CryptoService_ProtectStateServer) error {
 		return err
 	}
 	t := m.GetHeader().GetType()
-	var in []byte
+	in := m.GetHeader().GetData()
 	for {
 		m, err := s.Recv()
 		if errors.Is(err, io.EOF) {
@@ -140,7 +140,7 @@ func (n *testNode) UnprotectState(s v1.CryptoService_UnprotectStateServer) error
 		return err
 	}
 	t := m.GetHeader().GetType()
-	var in []byte
+	in := m.GetHeader().GetData()
 	for {
 		m, err := s.Recv()
 		if errors.Is(err, io.EOF) {
