@@ -105,6 +105,18 @@ func (k *console) last(host string) (last uint64, err error) {
 	return last, k.err
 }
 
+// counter is the highest value of the vTPM's NV counter so far.
+func (k *console) counter() (highest uint64, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, ticks := range k.seen {
+		for _, t := range ticks {
+			highest = max(highest, t.NV)
+		}
+	}
+	return highest, k.err
+}
+
 // advance waits until the guest has ticked n more times on a host.
 func (k *console) advance(ctx context.Context, host string, n int) error {
 	before, err := k.last(host)

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/policy"
 	"github.com/safeconduct/safeconduct/test/cluster"
 )
@@ -69,17 +68,8 @@ func refuseOtherSWTPM(ctx context.Context, c *cloud, note func(string, ...any)) 
 	if err := cluster.CopyExecutable(h.Path(realSWTPM), h.Path(realSWTPM), []byte("changed")); err != nil {
 		return err
 	}
-	err = errors.Join(h.noticed(ctx), c.refused(ctx, note, "PEER_REFUSED", "vmm/swtpm"))
+	err = c.refused(ctx, note, "INTEGRITY_MISMATCH", "vmm/swtpm", h.Name)
 	return errors.Join(err, cluster.CopyExecutable(c.control.Path("/usr/bin/swtpm"), h.Path(realSWTPM), nil))
-}
-
-// noticed waits until a node has found out that its own policy refuses it. It looks once a minute; the peer finds out by itself, and at once, but tells
-// nobody whom it has not appraised.
-func (h *compute) noticed(ctx context.Context) error {
-	return await(ctx, slow, 2*time.Minute, h.Name+" does not notice that its own policy refuses it", func() (bool, error) {
-		status, err := v1.NewAdminServiceClient(h.node.Conn).GetStatus(ctx, &v1.GetStatusRequest{})
-		return err == nil && !status.GetAcceptedByOwnPolicy(), err
-	})
 }
 
 func refuseOtherEnclave(ctx context.Context, c *cloud, note func(string, ...any)) error {
@@ -93,7 +83,7 @@ func refuseOtherEnclave(ctx context.Context, c *cloud, note func(string, ...any)
 	if err := c.nodes.StartNode(ctx, h.node, "/usr/bin/safeconductd-changed"); err != nil {
 		return err
 	}
-	err = errors.Join(h.noticed(ctx), c.refused(ctx, note, "PEER_REFUSED", "measurement"))
+	err = c.refused(ctx, note, "MEASUREMENT_NOT_ALLOWED", "mrenclave", h.Name)
 	return errors.Join(err, c.nodes.StartNode(ctx, h.node, binDir+"/safeconductd"))
 }
 
@@ -156,7 +146,7 @@ func (c *cloud) reload(ctx context.Context) error {
 	return nil
 }
 
-// readable shows that an operator reads the reason with the stock client.
+// readableReason shows that an operator reads the reason with the stock client.
 func readableReason(ctx context.Context, c *cloud, note func(string, ...any)) error {
 	s, err := c.resident(ctx)
 	if err != nil {

@@ -22,7 +22,7 @@ func scenarios() []scenario {
 		{number: "01", name: "a server without a vTPM migrates there and back, and Safeconduct takes no part", run: plainThereAndBack},
 		{number: "02", name: "a server with a vTPM (BIOS, block storage) migrates, by its owner's request and back by an administrator's", run: thereAndBack(kind{})},
 		{number: "03", name: "the same with UEFI", run: thereAndBack(kind{uefi: true})},
-		{number: "04", name: "after a migration the server's owner hard-reboots it: its key is the one that it had", run: hardReboot},
+		{number: "04", name: "after a migration the server's owner hard-reboots it: its key and its vTPM are those that it had", run: hardReboot},
 		{number: "11", name: "refused: another swtpm on the destination than the reference value", run: refuseOtherSWTPM},
 		{number: "12", name: "refused: another enclave on the destination", run: refuseOtherEnclave},
 		{number: "13", name: "refused: no node service on the destination", run: refuseNoService},
@@ -209,6 +209,10 @@ func hardReboot(ctx context.Context, c *cloud, note func(string, ...any)) error 
 	if _, err := s.moved(ctx, c.admin, "compute2"); err != nil {
 		return err
 	}
+	before, err := s.console.counter()
+	if err != nil {
+		return err
+	}
 	s.console.close()
 	if err := send(ctx, c.owner.compute, "servers/"+s.id+"/action", object{"reboot": object{"type": "HARD"}}, nil); err != nil {
 		return err
@@ -224,6 +228,16 @@ func hardReboot(ctx context.Context, c *cloud, note func(string, ...any)) error 
 		return err
 	}
 	s.console = follow(c, s)
-	note("ACTIVE again, with the secret that it had")
-	return errors.Join(s.ticksOn(ctx, "compute2"), c.secretKept(ctx, s), c.noSecretInLibvirt(ctx))
+	if err := s.ticksOn(ctx, "compute2"); err != nil {
+		return err
+	}
+	after, err := s.console.counter()
+	if err != nil {
+		return err
+	}
+	if after <= before {
+		return fmt.Errorf("the vTPM's counter is at %d after the reboot, and was at %d before: it is another vTPM, or an older one", after, before)
+	}
+	note("ACTIVE again, with the secret that it had; the vTPM's counter went on from %d to %d", before, after)
+	return errors.Join(c.secretKept(ctx, s), c.noSecretInLibvirt(ctx))
 }

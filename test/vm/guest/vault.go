@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -27,7 +28,7 @@ type vault struct {
 	public  tpm2.TPM2BPublic
 }
 
-// provision makes the counter, a storage key, a sealed secret, and keeps the secret loaded.
+// provision makes the counter, unless an earlier start of the guest has left one to go on with, a storage key, a sealed secret, and keeps the secret loaded.
 func provision(tpm transport.TPM) (*vault, error) {
 	v := &vault{tpm: tpm}
 	if err := v.defineCounter(); err != nil {
@@ -67,7 +68,8 @@ func (v *vault) defineCounter() error {
 		NVIndex: counterIndex, NameAlg: tpm2.TPMAlgSHA256, DataSize: 8,
 		Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthWrite: true, AuthRead: true, NT: tpm2.TPMNTCounter, NoDA: true},
 	}
-	if _, err := (tpm2.NVDefineSpace{AuthHandle: tpm2.TPMRHOwner, PublicInfo: tpm2.New2B(public)}).Execute(v.tpm); err != nil {
+	_, err := tpm2.NVDefineSpace{AuthHandle: tpm2.TPMRHOwner, PublicInfo: tpm2.New2B(public)}.Execute(v.tpm)
+	if err != nil && !errors.Is(err, tpm2.TPMRCNVDefined) {
 		return err
 	}
 	read, err := tpm2.NVReadPublic{NVIndex: counterIndex}.Execute(v.tpm)

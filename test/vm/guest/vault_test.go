@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/safeconduct/safeconduct/test/vm"
@@ -60,6 +61,26 @@ func TestTheGuestsTicksAreThoseOfOneTPM(t *testing.T) {
 	}
 	if err := vm.CheckTicks(ticks); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestTheCounterGoesOnWhenTheGuestStartsAgain(t *testing.T) {
+	tpm := realTPM(t)
+	var ticks []vm.Tick
+	for range 2 {
+		v, err := provision(tpm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks = append(ticks, vm.ParseTicks([]byte(v.tick(1)+"\n"))...)
+		for _, handle := range []tpm2.TPMHandle{v.held.Handle, v.parent.Handle} { // as the platform's reset does
+			if _, err := (tpm2.FlushContext{FlushHandle: handle}).Execute(tpm); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(ticks) != 2 || ticks[1].NV != ticks[0].NV+1 {
+		t.Errorf("found %+v, expected the second start to go on with the counter of the first", ticks)
 	}
 }
 
