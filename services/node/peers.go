@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	v1 "github.com/safeconduct/safeconduct/api/safeconduct/v1"
 	"github.com/safeconduct/safeconduct/attestation/refusal"
@@ -25,6 +26,13 @@ import (
 
 // reconnectPatience is how long a lost connection to a peer is waited for.
 const reconnectPatience = time.Second
+
+// A peer that a broken network has taken away is noticed after both together, with or without a call: else the first handshake after the network is
+// back would fail for the connection of before.
+const (
+	keepaliveTime    = 15 * time.Second
+	keepaliveTimeout = 5 * time.Second
+)
 
 // maxPeerMessage bounds one gRPC message on the peer port: an integrity log of 8 MiB and its envelope.
 const maxPeerMessage = 9 << 20
@@ -79,6 +87,7 @@ func (p *peers) client(host string) (v1.PeerServiceClient, error) {
 			grpc.WithTransportCredentials(p.creds),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxPeerMessage), grpc.MaxCallSendMsgSize(maxPeerMessage)),
 			grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 3 * time.Second}),
+			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout, PermitWithoutStream: true}),
 		}, p.more...)...)
 		if err != nil {
 			return nil, refusal.New(v1.Reason_REASON_PEER_UNAVAILABLE, "peer %s at %s: %w", host, entry.address, err)

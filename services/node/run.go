@@ -294,7 +294,8 @@ func (n *node) localServer(callers *local.AllowList, root string) *grpc.Server {
 
 func (n *node) peerServer() *grpc.Server {
 	anyone := func(context.Context, string) error { return nil } // the handshake decides
-	options := append(serverLimits(maxPeerMessage, 64), grpc.Creds(n.peerCreds))
+	options := append(serverLimits(maxPeerMessage, 64), grpc.Creds(n.peerCreds),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime * 2 / 3, PermitWithoutStream: true}))
 	options = append(options, n.tracing.Peer()...)
 	s := grpc.NewServer(append(options, n.interceptors(metrics.Peer, n.toPeer, anyone)...)...)
 	v1.RegisterPeerServiceServer(s, &peerServer{node: n})

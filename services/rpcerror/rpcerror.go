@@ -22,13 +22,14 @@ func Status(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := status.FromError(err); ok {
+	var r *refusal.Refusal
+	if _, ok := status.FromError(err); ok && !errors.As(err, &r) { // a refusal may wrap the status of another call, which is not this call's
 		return err
 	}
 	if errors.Is(err, context.Canceled) {
 		return status.FromContextError(err).Err()
 	}
-	r := refusal.From(err)
+	r = refusal.From(err)
 	st := status.New(code(r.Reason), r.Error())
 	metadata := map[string]string{"remedy": r.RemedyText()}
 	for key, value := range map[string]string{"message": r.Message, "item": r.Item, "found": r.Found, "expected": r.Expected} {

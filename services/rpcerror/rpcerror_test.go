@@ -24,6 +24,13 @@ func TestARefusalCrossesTheWireWhole(t *testing.T) {
 	}
 }
 
+func TestARefusalThatWrapsAnotherCallsStatusKeepsItsReason(t *testing.T) {
+	sent := refusal.New(v1.Reason_REASON_PEER_UNAVAILABLE, "compute2 is away: %w", status.Error(codes.Unavailable, "connection reset")).Do("look")
+	if got, ok := Typed(Status(sent)); !ok || got.Reason != sent.Reason || got.Remedy != "look" {
+		t.Errorf("got %+v, sent %+v", got, sent)
+	}
+}
+
 func TestAPeerIsToldNothingThatItCouldNotSee(t *testing.T) {
 	for reason, want := range map[v1.Reason]v1.Reason{
 		v1.Reason_REASON_INTEGRITY_MISMATCH: v1.Reason_REASON_PEER_REFUSED,

@@ -44,6 +44,10 @@ func (c *cloud) midStream(ctx context.Context) (*underWay, error) {
 		return nil, err
 	}
 	return w, await(ctx, fast, 3*time.Minute, "the migration does not begin to stream", func() (bool, error) {
+		if v, err := w.server.view(ctx); err != nil || v.TaskState == "" {
+			account, accountErr := w.server.account(ctx)
+			return false, errors.Join(err, accountErr, fmt.Errorf("it has ended: %s", account))
+		}
 		job, err := w.source.virsh(ctx, "domjobinfo", w.server.id)
 		if err != nil {
 			return false, err
@@ -129,7 +133,10 @@ func networkCutInMidStream(ctx context.Context, c *cloud, note func(string, ...a
 	// libvirt notices by its own keep-alive, of half a minute.
 	err = await(ctx, slow, 2*time.Minute, "the source's libvirt does not notice", func() (bool, error) {
 		job, err := w.source.virsh(ctx, "domjobinfo", w.server.id)
-		return len(job) == 0 || strings.Join(job[0], " ") == "Job type: None", err
+		if err != nil {
+			return false, nil // libvirt is busy with the connection that has hung
+		}
+		return len(job) == 0 || strings.Join(job[0], " ") == "Job type: None", nil
 	})
 	if err = errors.Join(err, w.destination.Plug(ctx)); err != nil {
 		return err

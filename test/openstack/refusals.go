@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -164,15 +165,24 @@ func readableReason(ctx context.Context, c *cloud, note func(string, ...any)) er
 	}
 	client := []string{"env", "OS_AUTH_URL=" + url("keystone"), "OS_USERNAME=admin", "OS_PASSWORD=" + password, "OS_PROJECT_NAME=admin",
 		"OS_USER_DOMAIN_NAME=Default", "OS_PROJECT_DOMAIN_NAME=Default", "OS_COMPUTE_API_VERSION=" + novaVersion, "openstack", "server", "event"}
-	list, err := c.control.Run(ctx, append(client, "list", s.id, "--sort", "Start Time:asc", "-f", "value", "-c", "Request ID")...)
+	list, err := c.control.Run(ctx, append(client, "list", s.id, "-f", "json")...)
 	if err != nil {
 		return err
 	}
-	requests := strings.Fields(list)
-	if len(requests) == 0 {
-		return errors.New("openstack server event list: no event")
+	var events []struct {
+		Request string `json:"Request ID"`
+		Start   string `json:"Start Time"`
 	}
-	shown, err := c.control.Run(ctx, append(client, "show", s.id, requests[len(requests)-1])...)
+	if err := json.Unmarshal([]byte(list), &events); err != nil || len(events) == 0 {
+		return fmt.Errorf("openstack server event list: %q: %w", list, err)
+	}
+	last := events[0]
+	for _, e := range events {
+		if e.Start > last.Start {
+			last = e
+		}
+	}
+	shown, err := c.control.Run(ctx, append(client, "show", s.id, last.Request)...)
 	if err != nil {
 		return err
 	}
