@@ -175,6 +175,9 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
                 expected='compute_driver = safeconduct.SafeconductDriver',
                 remedy='upgrade nova-compute on that host; it reports its '
                        'driver within update_resources_interval')
+        # Before, too: the source is not told of a session that is aborted
+        # here.
+        self._check_mode(self._node.status())
         session = self._node.establish(instance.uuid, instance.host,
                                        node.DESTINATION)
         self._check_mode(session)
@@ -183,12 +186,13 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
                  session.session_id.hex(), instance.host,
                  node.mode_name(session.mode), instance=instance)
 
-    def _check_mode(self, session):
-        if session.mode != node.MODES[CONF.safeconduct.mode]:
+    def _check_mode(self, status):
+        """Of the node service, or of a session."""
+        if status.mode != node.MODES[CONF.safeconduct.mode]:
             raise refusal.Refusal(
                 'MODE_MISMATCH', 'the node service of %s is in another mode '
                 'than nova.conf asks for' % CONF.host,
-                found=node.mode_name(session.mode),
+                found=node.mode_name(status.mode),
                 expected=CONF.safeconduct.mode,
                 remedy='set [safeconduct] mode to the mode of safeconductd')
 

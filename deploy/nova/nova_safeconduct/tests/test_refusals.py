@@ -46,6 +46,7 @@ class Destination(base.TestCase):
         for each in ('src', 'dst'):
             self.world.node(each).mode = common_pb2.MODE_SIMULATED
         self.refused('MODE_MISMATCH')
+        self.assertEqual([], self.world.node('src').sessions(uuids.server))
 
     def test_nodes_of_two_modes_refuse(self):
         self.world.node('src').mode = common_pb2.MODE_SIMULATED
