@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -127,16 +129,28 @@ func networkCutInMidStream(ctx context.Context, c *cloud, note func(string, ...a
 	if err != nil {
 		return err
 	}
+	const lost = "connection closed due to keepalive timeout"
+	log, err := os.ReadFile(filepath.Join(c.options.out, w.source.Name, "libvirtd.log"))
+	if err != nil {
+		return err
+	}
+	before := strings.Count(string(log), lost)
 	if err := w.destination.Unplug(ctx); err != nil {
 		return err
 	}
-	// libvirt notices by its own keep-alive, of half a minute.
+	// libvirt notices by its own keep-alive, after half a minute. What it does then waits for QEMU, which waits for the connection of the disks.
 	err = await(ctx, slow, 2*time.Minute, "the source's libvirt does not notice", func() (bool, error) {
-		job, err := w.source.virsh(ctx, "domjobinfo", w.server.id)
-		if err != nil {
-			return false, nil // libvirt is busy with the connection that has hung
+		raw, err := os.ReadFile(filepath.Join(c.options.out, w.source.Name, "libvirtd.log"))
+		if err != nil || strings.Count(string(raw), lost) == before {
+			return false, err
 		}
-		return len(job) == 0 || strings.Join(job[0], " ") == "Job type: None", nil
+		// Until Nova's monitor has been kept waiting for longer than it would bear by itself.
+		raw, err = os.ReadFile(filepath.Join(c.options.out, w.source.Name, "nova-compute.log"))
+		if strings.Contains(string(raw), "libvirt is busy with the migration") {
+			return true, err
+		}
+		job, jobErr := w.source.virsh(ctx, "domjobinfo", w.server.id)
+		return jobErr == nil && (len(job) == 0 || strings.Join(job[0], " ") == "Job type: None"), err
 	})
 	if err = errors.Join(err, w.destination.Plug(ctx)); err != nil {
 		return err

@@ -50,6 +50,9 @@ conf.register_opts(CONF)
 # API reads it, and the destination of a migration.
 CAPABILITY = startup.CAPABILITY
 
+# Seconds that libvirt may be too busy with a migration to say how it is.
+BUSY_LIBVIRT = 900
+
 # In nova.virt.libvirt.driver from Nova 33 on: it has the vTPM's secret in
 # libvirt by _get_or_create_secret_for_vtpm, and _cleanup deletes no key.
 _NOVA_33 = hasattr(libvirt_driver.LibvirtDriver,
@@ -527,9 +530,23 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
             device_names)
 
     def _live_migration_monitor(self, context, instance, *args, **kwargs):
-        with self._without_post_copy(instance.uuid in self._outgoing):
-            return super()._live_migration_monitor(context, instance, *args,
-                                                   **kwargs)
+        protected = instance.uuid in self._outgoing
+        give_up = time.monotonic() + BUSY_LIBVIRT
+        while True:
+            try:
+                with self._without_post_copy(protected):
+                    return super()._live_migration_monitor(
+                        context, instance, *args, **kwargs)
+            except libvirt_driver.libvirt.libvirtError as e:
+                if (not protected or time.monotonic() > give_up or
+                        e.get_error_code() !=
+                        libvirt_driver.libvirt.VIR_ERR_OPERATION_TIMEOUT):
+                    raise
+                # A network that is cut holds libvirt up, and the server would
+                # go into ERROR while it runs on.
+                LOG.warning('libvirt is busy with the migration and does not '
+                            'say how it is (%s): asking again.', e,
+                            instance=instance)
 
     @contextlib.contextmanager
     def _without_post_copy(self, on):

@@ -12,6 +12,7 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt import event as virtevent
 from oslo_utils.fixture import uuidsentinel as uuids
 
+from nova_safeconduct import driver
 from nova_safeconduct import guest as protected_guest
 from nova_safeconduct import node
 from nova_safeconduct import refusal
@@ -317,6 +318,39 @@ class HowLibvirtIsAsked(Prepared):
             self.migrate()
         self.assertEqual([False, True], seen)
         self.assertTrue(self.src._is_post_copy_enabled(flags))
+
+    def monitored(self, *outcomes):
+        """What the monitor does with these outcomes of Nova's, one by one."""
+        said = []
+
+        def run(context, instance, *args):
+            said.append(self.src._live_migration_monitor(
+                context, instance, *[None] * 8))
+        self.stock.live_migration.side_effect = run
+        with mock.patch('nova.virt.libvirt.driver.LibvirtDriver.'
+                        '_live_migration_monitor', side_effect=outcomes):
+            self.migrate()
+        return said
+
+    def libvirt_error(self, code):
+        return fakelibvirt.make_libvirtError(
+            fakelibvirt.libvirtError, 'cannot acquire state change lock',
+            error_code=code)
+
+    def test_a_libvirt_that_is_busy_is_asked_again(self):
+        busy = self.libvirt_error(fakelibvirt.VIR_ERR_OPERATION_TIMEOUT)
+        self.assertEqual(['the end'], self.monitored(busy, busy, 'the end'))
+
+    def test_a_libvirt_that_is_busy_for_ever_is_given_up(self):
+        busy = self.libvirt_error(fakelibvirt.VIR_ERR_OPERATION_TIMEOUT)
+        with mock.patch('nova_safeconduct.driver.time.monotonic',
+                        side_effect=[0, driver.BUSY_LIBVIRT + 1]):
+            self.assertRaises(fakelibvirt.libvirtError, self.monitored, busy)
+
+    def test_another_error_of_libvirts_is_not_asked_about_again(self):
+        gone = self.libvirt_error(fakelibvirt.VIR_ERR_SYSTEM_ERROR)
+        self.assertRaises(fakelibvirt.libvirtError, self.monitored, gone,
+                          'the end')
 
     def test_other_guests_are_novas_own(self):
         stock = mock.sentinel.guest
