@@ -39,8 +39,6 @@ type cloud struct {
 	servers []*server
 	// standing is the resident server; nil if there is none.
 	standing *server
-	// pace is how often Nova is asked whether a migration has ended.
-	pace time.Duration
 }
 
 // bringUp makes the cloud. Whatever it has made is ended by tearDown, also when it fails.
@@ -157,7 +155,7 @@ func (c *cloud) add(ctx context.Context, name string, number int) (*machine.Mach
 		return nil, err
 	}
 	m, err := c.world.Add(ctx, name, number, machine.Bind{From: logs, To: logDir}, machine.Bind{From: c.options.bin, To: binDir, ReadOnly: true},
-		machine.Bind{From: c.options.nova, To: packageDir, ReadOnly: true})
+		machine.Bind{From: c.options.bin, To: c.options.bin, ReadOnly: true}, machine.Bind{From: c.options.nova, To: packageDir, ReadOnly: true})
 	if err != nil {
 		return nil, err
 	}

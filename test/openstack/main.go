@@ -81,7 +81,7 @@ func (o *options) run(ctx context.Context) error {
 	if err := o.paths(); err != nil {
 		return err
 	}
-	c := &cloud{suite: s, options: *o, pace: slow}
+	c := &cloud{suite: s, options: *o}
 	r := &report{Suite: s.name, Nova: s.nova, Mode: "simulated", Began: time.Now()}
 	err = c.bringUp(ctx)
 	r.BringUpSeconds = time.Since(r.Began).Seconds()

@@ -23,7 +23,7 @@ func (c *cloud) startNodes(ctx context.Context) error {
 	for _, h := range c.computes {
 		h.node = &cluster.Host{
 			Name: h.Name, Peer: fmt.Sprintf("%s:%d", h.Address, peerPort), Socket: nodeSocket, Reach: h.Path(nodeSocket), Enter: h.Command, Root: h.Root,
-			SWTPM: realSWTPM, QEMU: realQEMU, Helper: helper,
+			SWTPM: realSWTPM, QEMU: realQEMU, Helper: helper, TunnelAddress: fmt.Sprintf("%s:%d", h.Address, tunnelPort), TunnelDir: tunnelDir,
 			// swtpm's helper runs as tss; whom the socket lets in may call no more than that.
 			LocalConfig: fmt.Sprintf("  socket_mode: \"0666\"\n  callers:\n    CryptoService: [%s]\n", strings.TrimSpace(uid)),
 		}

@@ -44,6 +44,7 @@ func scenarios() []scenario {
 		{number: "51", name: "a server of the secret mode host migrates, by its owner's request and back by an administrator's", since: 33,
 			run: thereAndBack(kind{flavor: flavorHost})},
 		{number: "52", name: "for comparison: the same under Nova's own driver puts the secret on the message bus", since: 33, run: upstreamLeaks},
+		{number: "61", name: "a server with a vTPM migrates with memory and disk in the tunnel", run: inTheTunnel},
 		{number: "91", name: "bench: protected and unprotected in turns", until: 32, asked: true, run: bench},
 	}
 }

@@ -160,7 +160,7 @@ func (s *server) migrate(ctx context.Context, by *client, host string) (*migrati
 // ended waits until the server's last migration is over and returns Nova's account of it.
 func (s *server) ended(ctx context.Context, from string, began time.Time) (*migration, error) {
 	m := &migration{from: from}
-	err := await(ctx, s.cloud.pace, 5*time.Minute, "the migration of "+s.name+" does not end", func() (bool, error) {
+	err := await(ctx, slow, 5*time.Minute, "the migration of "+s.name+" does not end", func() (bool, error) {
 		v, err := s.view(ctx)
 		if err != nil {
 			return false, err
