@@ -155,7 +155,7 @@ func networkCutInMidStream(ctx context.Context, c *cloud, note func(string, ...a
 	if err = errors.Join(err, w.destination.Plug(ctx)); err != nil {
 		return err
 	}
-	return c.failed(ctx, w, note)
+	return errors.Join(c.failed(ctx, w, note), c.waitComputes(ctx)) // Nova has not heard of the node for a while
 }
 
 func nodeRestartsInMidStream(ctx context.Context, c *cloud, note func(string, ...any)) error {
