@@ -69,7 +69,7 @@ func refuseOtherSWTPM(ctx context.Context, c *cloud, note func(string, ...any)) 
 	if err := cluster.CopyExecutable(h.Path(realSWTPM), h.Path(realSWTPM), []byte("changed")); err != nil {
 		return err
 	}
-	err = c.refused(ctx, note, "INTEGRITY_MISMATCH", "vmm/swtpm", h.Name)
+	err = c.refused(ctx, note, "INTEGRITY_MISMATCH", "vmm/swtpm; found", "expected", h.Name)
 	return errors.Join(err, cluster.CopyExecutable(c.control.Path("/usr/bin/swtpm"), h.Path(realSWTPM), nil))
 }
 
@@ -84,7 +84,7 @@ func refuseOtherEnclave(ctx context.Context, c *cloud, note func(string, ...any)
 	if err := c.nodes.StartNode(ctx, h.node, "/usr/bin/safeconductd-changed"); err != nil {
 		return err
 	}
-	err = c.refused(ctx, note, "MEASUREMENT_NOT_ALLOWED", "mrenclave", h.Name)
+	err = c.refused(ctx, note, "MEASUREMENT_NOT_ALLOWED", "found mrenclave", h.Name)
 	return errors.Join(err, c.nodes.StartNode(ctx, h.node, binDir+"/safeconductd"))
 }
 

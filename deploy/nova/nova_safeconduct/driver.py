@@ -134,7 +134,7 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
             return
         LOG.warning('%s: %s', doing, e, instance=instance)
         raise exception.MigrationPreCheckError(
-            reason='%s: %s' % (doing, e)) from None
+            reason='%s: %s' % (doing, e.brief())) from None
 
     # Checks
 
@@ -207,8 +207,8 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
             try:
                 session = self._accept(context, instance)
             except refusal.Refusal as e:
-                self._refuse(instance, 'Safeconduct on %s, the source of a '
-                             'live migration, refuses' % CONF.host, e)
+                self._refuse(instance, 'Safeconduct on %s, the source, '
+                             'refuses' % CONF.host, e)
         try:
             return super().check_can_live_migrate_source(
                 context, instance, dest_check_data, block_device_info)
@@ -507,7 +507,7 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
                   'here: %s', dest, e, instance=instance)
         error = exception.MigrationPreCheckError(
             reason='Safeconduct on %s refuses the live migration to %s: %s'
-            % (CONF.host, dest, e))
+            % (CONF.host, dest, e.brief()))
         try:
             with compute_utils.EventReporter(
                     context, 'compute_safeconduct_arm', CONF.host,

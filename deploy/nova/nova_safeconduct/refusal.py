@@ -3,6 +3,8 @@ listed in docs/errors.md, with what was found, what was expected and what to
 do about it.
 """
 
+import re
+
 import grpc
 
 from nova_safeconduct.rpc import status_pb2
@@ -38,9 +40,31 @@ class Refusal(Exception):
             text += '. %s' % (self.remedy[0].upper() + self.remedy[1:])
         return text
 
+    def brief(self):
+        """The same with what matters first, for Nova cuts it off.
+
+        An instance action event shows 255 characters of an error.
+        """
+        facts = [self.item] if self.item else []
+        if self.found or self.expected:
+            facts.append('found %s, expected %s' % (
+                _short(self.found) or 'nothing',
+                _short(self.expected) or 'nothing'))
+        text = '%s%s: %s.' % (
+            self.reason, ' (%s)' % '; '.join(facts) if facts else '',
+            self.message.rstrip('.'))
+        if self.remedy:
+            text += ' %s' % (self.remedy[0].upper() + self.remedy[1:])
+        return text
+
     @property
     def unavailable(self):
         return self.reason == UNAVAILABLE
+
+
+def _short(text):
+    """Digests by their first bytes: the log has them whole."""
+    return re.sub(r'([0-9a-f]{16})[0-9a-f]{16,}', r'\1...', text)
 
 
 def from_message(message, reason_name):

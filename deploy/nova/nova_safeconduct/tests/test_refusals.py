@@ -58,6 +58,27 @@ class Destination(base.TestCase):
         self.refused('PEER_UNAVAILABLE')
 
 
+class Brief(base.TestCase):
+
+    def test_what_novas_events_cut_off_is_not_what_matters(self):
+        found, expected = '12' * 32, 'ab' * 32
+        said = refusal.Refusal(
+            'INTEGRITY_MISMATCH', 'the integrity log of host dst is not '
+            'accepted: ' + found + ' is not ' + expected,
+            item='vmm/swtpm', found=found, expected=expected,
+            remedy='find out why it differs').brief()
+        for words in ('INTEGRITY_MISMATCH', 'vmm/swtpm',
+                      'found 1212121212121212...',
+                      'expected abababababababab...'):
+            self.assertIn(words, said[:120])
+        self.assertIn('Find out why', said)
+
+    def test_a_refusal_without_findings_is_its_message(self):
+        self.assertEqual(
+            'NO_SESSION: there is none.',
+            refusal.Refusal('NO_SESSION', 'there is none.').brief())
+
+
 class DestinationThatTheSourceRefuses(base.TestCase):
 
     def setUp(self):
