@@ -129,28 +129,27 @@ func networkCutInMidStream(ctx context.Context, c *cloud, note func(string, ...a
 	if err != nil {
 		return err
 	}
-	const lost = "connection closed due to keepalive timeout"
-	log, err := os.ReadFile(filepath.Join(c.options.out, w.source.Name, "libvirtd.log"))
+	log := filepath.Join(c.options.out, w.source.Name, "nova-compute.log")
+	const busy = "libvirt is busy with the migration"
+	said := func() (int, error) {
+		raw, err := os.ReadFile(log)
+		return strings.Count(string(raw), busy), err
+	}
+	before, err := said()
 	if err != nil {
 		return err
 	}
-	before := strings.Count(string(log), lost)
 	if err := w.destination.Unplug(ctx); err != nil {
 		return err
 	}
-	// libvirt notices by its own keep-alive, after half a minute. What it does then waits for QEMU, which waits for the connection of the disks.
-	err = await(ctx, slow, 2*time.Minute, "the source's libvirt does not notice", func() (bool, error) {
-		raw, err := os.ReadFile(filepath.Join(c.options.out, w.source.Name, "libvirtd.log"))
-		if err != nil || strings.Count(string(raw), lost) == before {
-			return false, err
-		}
-		// Until Nova's monitor has been kept waiting for longer than it would bear by itself.
-		raw, err = os.ReadFile(filepath.Join(c.options.out, w.source.Name, "nova-compute.log"))
-		if strings.Contains(string(raw), "libvirt is busy with the migration") {
+	// libvirt notices by its own keep-alive, after half a minute. With disks to copy it then waits for QEMU, which waits for their connection: until Nova's
+	// monitor has been kept waiting for longer than it would bear by itself.
+	err = await(ctx, slow, 4*time.Minute, "the source's libvirt does not notice", func() (bool, error) {
+		if now, err := said(); err != nil || now > before {
 			return true, err
 		}
-		job, jobErr := w.source.virsh(ctx, "domjobinfo", w.server.id)
-		return jobErr == nil && (len(job) == 0 || strings.Join(job[0], " ") == "Job type: None"), err
+		job, err := w.source.virsh(ctx, "domjobinfo", w.server.id)
+		return err == nil && (len(job) == 0 || strings.Join(job[0], " ") == "Job type: None"), nil
 	})
 	if err = errors.Join(err, w.destination.Plug(ctx)); err != nil {
 		return err
