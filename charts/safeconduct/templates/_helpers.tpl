@@ -81,22 +81,44 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Callers of the local socket: the given ones, and the tunnel's uid where it is needed. A method's entry replaces its service's, hence the sums. */}}
+{{/* Callers of the local socket: the given ones, and the tunnel and the agent where they need it. A method's entry replaces its service's, hence the sums. */}}
 {{- define "safeconduct.callers" -}}
 {{- $callers := deepCopy (default dict .Values.conf.safeconductd.local.callers) }}
+{{- $more := list }}
 {{- if .Values.tunnel.enabled }}
-{{- $uid := int .Values.tunnel.uid }}
-{{- range list "CryptoService/DeriveKey" "MigrationService/Watch" "MigrationService/List" }}
-{{- $method := . }}
-{{- $service := first (splitList "/" $method) }}
-{{- $have := list }}
-{{- if hasKey $callers $method }}{{ $have = get $callers $method }}{{ else if ne $method "CryptoService/DeriveKey" }}{{ $have = default list (get $callers $service) }}{{ end }}
-{{- $_ := set $callers $method (append $have $uid | uniq) }}
+{{- range list "CryptoService/DeriveKey" "MigrationService/Watch" "MigrationService/List" }}{{ $more = append $more (list . (int $.Values.tunnel.uid)) }}{{ end }}
 {{- end }}
+{{- if .Values.agent.per_node }}
+{{- range list "AdminService/GetStatus" "IntegrityService/GetPolicy" "AttestationService/Preflight" "MigrationService/List" "MigrationService/Get" "MigrationService/Abort" }}
+{{- $more = append $more (list . (int $.Values.agent.uid)) }}
+{{- end }}
+{{- end }}
+{{- range $more }}
+{{- $method := index . 0 }}
+{{- $have := list }}
+{{- /* The key of the tunnel is for the tunnel alone. */}}
+{{- if hasKey $callers $method }}{{ $have = get $callers $method }}
+{{- else if ne $method "CryptoService/DeriveKey" }}{{ $have = default list (get $callers (first (splitList "/" $method))) }}{{ end }}
+{{- $_ := set $callers $method (append $have (index . 1) | uniq) }}
 {{- end }}
 {{- $out := dict }}
 {{- range $k, $v := $callers }}{{ if $v }}{{ $_ := set $out $k $v }}{{ end }}{{ end }}
 {{- toYaml $out }}
+{{- end }}
+
+{{/* HOST:PORT to listen on. */}}
+{{- define "safeconduct.listen" -}}
+{{- printf "%s:%d" (ternary (printf "[%s]" .address) .address (contains ":" .address)) (int .port) }}
+{{- end }}
+
+{{/* agent.yaml of one node. */}}
+{{- define "safeconduct.agentConfig" -}}
+{{- $v := .root.Values }}
+{{- $clouds := dict "clouds" (dict "file" "/etc/openstack/clouds.yaml" "cloud" $v.agent.cloud) }}
+{{- /* A container does not see libvirt's processes: whether the helper is there is the operator's word. */}}
+{{- $traits := dict "vtpm" (ternary "stated" "off" $v.helper.enabled) "tunnel" (ternary (printf "http://127.0.0.1:%d" (int $v.network.metrics.tunnel_port)) "off" (and $v.tunnel.enabled (has $v.network.metrics.address (list "0.0.0.0" "127.0.0.1")))) }}
+{{- $listen := include "safeconduct.listen" (dict "address" $v.network.metrics.address "port" $v.network.metrics.agent_port) }}
+{{- merge (deepCopy $v.agent.conf) (dict "mode" $v.mode "role" "node" "host" .node.host "openstack" $clouds "traits" $traits "http" (dict "listen" $listen)) | toYaml }}
 {{- end }}
 
 {{/* safeconductd.yaml of one node: {root, node}. */}}
@@ -179,6 +201,9 @@ http: {listen: {{ printf "%s:%d" (ternary (printf "[%s]" $v.network.metrics.addr
 {{- if and $v.conf.policy.envelope (not (hasKey (fromJson $v.conf.policy.envelope) "payloadType")) }}
 {{- fail "conf.policy.envelope is not a signed policy: it is what `safeconduct policy sign` writes, not the policy itself" }}
 {{- end }}
+{{- if and $v.agent.per_node (has (int $v.agent.uid) (list (int $v.pod.security_context.uid) (int $v.tunnel.uid))) }}
+{{- fail "agent.uid is the node service's or the tunnel's: the node service tells its callers apart by uid" }}
+{{- end }}
 {{- if and $v.tunnel.enabled (eq (int $v.tunnel.uid) (int $v.pod.security_context.uid)) }}
 {{- fail "tunnel.uid is the node service's own: that uid may call everything" }}
 {{- end }}
@@ -193,7 +218,7 @@ http: {listen: {{ printf "%s:%d" (ternary (printf "[%s]" $v.network.metrics.addr
 {{- if and $v.manifests.pod_monitor (has $v.network.metrics.address (list "127.0.0.1" "::1")) }}{{ fail "manifests.pod_monitor: Prometheus cannot reach network.metrics.address 127.0.0.1" }}{{ end }}
 {{- if and $simulated $v.conf.qcnl }}{{ fail "conf.qcnl is for mode intel: a simulation has no quote library" }}{{ end }}
 {{- if and (hasKey $v.conf.safeconductd.integrity "tpm") $v.tpm.resource }}{{ fail "conf.safeconductd.integrity.tpm and tpm.resource both name the TPM: leave out the first" }}{{ end }}
-{{- if and $v.manifests.deployment_agent (not $v.agent.clouds_secret) }}{{ fail "agent.clouds_secret is missing: the agent needs a clouds.yaml" }}{{ end }}
+{{- if and (or $v.manifests.deployment_agent $v.agent.per_node) (not $v.agent.clouds_secret) }}{{ fail "agent.clouds_secret is missing: the agent needs a clouds.yaml" }}{{ end }}
 {{- range $key := list "boot_log" "ima_list" }}
 {{- if and (hasKey $v.conf.safeconductd.integrity $key) (not $v.tpm.resource) (not (hasKey $v.conf.safeconductd.integrity "tpm")) }}
 {{- fail (printf "conf.safeconductd.integrity.%s needs a TPM that covers it: set tpm.resource" $key) }}

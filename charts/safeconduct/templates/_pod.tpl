@@ -24,7 +24,7 @@ httpGet:
 {{- $v := .Values }}
 {{- $node := "" }}
 {{- if $v.nodes }}{{ $node = include "safeconduct.nodeConfig" (dict "root" . "node" (dict "host" "x")) }}{{ end }}
-{{- printf "%s\n%s\n%s\n%s\n%s\n%s" $node (ternary (include "safeconduct.tunnelConfig" .) "" $v.tunnel.enabled) $v.conf.policy.keys $v.conf.simulated.root (toJson $v.conf.qcnl) (toJson $v.helper) | sha256sum }}
+{{- printf "%s\n%s\n%s\n%s\n%s\n%s" $node (ternary (include "safeconduct.tunnelConfig" .) "" $v.tunnel.enabled) $v.conf.policy.keys $v.conf.simulated.root (toJson $v.conf.qcnl) (toJson (list $v.helper $v.agent)) | sha256sum }}
 {{- end }}
 
 {{/* How the helper is placed. */}}

@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/safeconduct/safeconduct/services/node/config"
+	"github.com/safeconduct/safeconduct/services/openstack"
 	"github.com/safeconduct/safeconduct/services/tunnel"
 	"github.com/safeconduct/safeconduct/services/vtpm/helper"
 )
@@ -153,7 +154,8 @@ func TestTheServicesAcceptTheirConfigurations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		etc := configMaps(decode(t, raw))["sc-safeconduct-etc"]
+		all := configMaps(decode(t, raw))
+		etc := all["sc-safeconduct-etc"]
 		for _, n := range nodes {
 			c, err := config.Parse([]byte(etc[n+".yaml"]))
 			if err != nil {
@@ -168,6 +170,20 @@ func TestTheServicesAcceptTheirConfigurations(t *testing.T) {
 			c, err := tunnel.ParseConfig([]byte(text))
 			if err != nil || len(c.Peers) != len(nodes) {
 				t.Errorf("tunnel: %v %+v", err, c)
+			}
+		}
+		for _, n := range nodes {
+			if text, ok := etc["agent-"+n+".yaml"]; ok {
+				c, err := openstack.ParseConfig([]byte(text))
+				if err != nil || c.Role != openstack.RoleNode || c.Host != n {
+					t.Errorf("agent: %v %+v", err, c)
+				}
+			}
+		}
+		if text, ok := all["sc-safeconduct-agent"]["agent.yaml"]; ok {
+			c, err := openstack.ParseConfig([]byte(text))
+			if err != nil || c.Role != openstack.RoleCentral {
+				t.Errorf("central agent: %v %+v", err, c)
 			}
 		}
 		file := filepath.Join(t.TempDir(), "helper.yaml")

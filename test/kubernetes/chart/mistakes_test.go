@@ -55,6 +55,7 @@ func TestMistakesInValuesAreRefused(t *testing.T) {
 		"a helper's directory that is shared":      {"intel", "helper.directory=/usr/local/bin", []string{"/helper/directory"}},
 		"a helper's method":                        {"intel", "helper.method=divert", []string{"/helper/method", "'directory', 'host'"}},
 		"an agent without a clouds.yaml":           {"simulated", "agent.clouds_secret=", []string{"agent.clouds_secret is missing"}},
+		"the agent as the tunnel":                  {"simulated", "agent.uid=64062", []string{"tells its callers apart by uid"}},
 		"metrics on loopback for Prometheus":       {"simulated", "network.metrics.address=127.0.0.1", []string{"Prometheus cannot reach"}},
 	} {
 		t.Run(name, func(t *testing.T) {
