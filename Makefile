@@ -69,6 +69,10 @@ lint-charts: $(CHART_TOOLS) ## charts/: helm lint, unit tests, schema, strict ty
 	@./test/deps.sh prometheus
 	@TOOLS=$(BUILD)/tools ./test/charts.sh
 
+.PHONY: test-openstack-helm
+test-openstack-helm: $(CHART_TOOLS) ## Render others' charts with deploy/openstack-helm: OPENSTACK_HELM=DIR ATMOSPHERE=DIR GENESTACK=DIR, checkouts of yours
+	cd test/kubernetes && OPENSTACK_HELM=$(OPENSTACK_HELM) ATMOSPHERE=$(ATMOSPHERE) GENESTACK=$(GENESTACK) $(GO) test -count=1 -v ./handover
+
 .PHONY: generate-charts
 generate-charts: $(CHART_TOOLS) ## charts/safeconduct/README.md by helm-docs
 	$(BUILD)/tools/helm-docs --chart-search-root charts --log-level warning
@@ -85,10 +89,11 @@ test-images: ## What is in the images, and that they are the same each time
 # What make e2e-kubernetes adds. Kubernetes itself is built from its module, once: about a quarter of an hour on two free cores.
 DEB_KUBERNETES := etcd-server containerd runc containernetworking-plugins iproute2 util-linux swtpm
 KUBERNETES := $(addprefix $(BUILD)/kubernetes/,kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
+KUBERNETES_LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=v1.34.4 -X k8s.io/component-base/version.gitMajor=1 \
+	-X k8s.io/component-base/version.gitMinor=34
 $(KUBERNETES) &: test/kubernetes/binaries/go.mod
 	@mkdir -p $(BUILD)/kubernetes
-	cd test/kubernetes/binaries && CGO_ENABLED=0 nice $(GO) build -trimpath -o $(CURDIR)/$(BUILD)/kubernetes/ -ldflags '-s -w \
-	  -X k8s.io/component-base/version.gitVersion=v1.34.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34' \
+	cd test/kubernetes/binaries && CGO_ENABLED=0 nice $(GO) build -trimpath -ldflags '$(KUBERNETES_LDFLAGS)' -o $(CURDIR)/$(BUILD)/kubernetes/ \
 	  $(addprefix k8s.io/kubernetes/cmd/,$(notdir $(KUBERNETES)))
 	@touch $(KUBERNETES)
 

@@ -15,4 +15,4 @@ trap 'rm -rf "$work"' EXIT
 cp -rL "$chart" "$work/safeconduct"
 "$tools/helm-docs" --chart-search-root "$work" --log-level warning
 diff -u "$chart/README.md" "$work/safeconduct/README.md" || { echo 'charts/safeconduct/README.md is stale: make generate-charts' >&2; exit 1; }
-cd "$root/test/kubernetes" && go test -count=1 ./chart
+cd "$root/test/kubernetes" && go test -count=1 ./chart ./handover
