@@ -84,6 +84,7 @@ images: build ## Container images and their SBOMs into build/images, without a c
 
 .PHONY: test-images
 test-images: ## What is in the images, and that they are the same each time
+	@./test/deps.sh binutils
 	cd deploy/images && $(GO) test -count=1 ./...
 
 # What make e2e-kubernetes adds. Kubernetes itself is built from its module, once: about a quarter of an hour on two free cores.

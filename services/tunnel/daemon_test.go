@@ -370,3 +370,16 @@ func TestTheCommandChecksItsConfiguration(t *testing.T) {
 		}
 	}
 }
+
+func TestAGroupIsGivenByNameOrByNumber(t *testing.T) {
+	for group, gid := range map[string]int{"": -1, "root": 0, "994": 994, "65534": 65534} {
+		if got, err := findGroup(group); err != nil || got != gid {
+			t.Errorf("%q: found %d, %v; expected %d", group, got, err, gid)
+		}
+	}
+	for _, group := range []string{"no-such-group", "-1", "4294967295", "0x10"} {
+		if got, err := findGroup(group); err == nil {
+			t.Errorf("%q: found %d, expected an error", group, got)
+		}
+	}
+}

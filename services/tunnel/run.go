@@ -111,21 +111,28 @@ func ignoreServerClosed(err error) error {
 	return err
 }
 
+// findGroup is the number of a group: by its name, or as it is, since a container may have no name for the host's groups. Without a group it is -1.
+func findGroup(group string) (int, error) {
+	if group == "" {
+		return -1, nil
+	}
+	if g, err := user.LookupGroup(group); err == nil {
+		return strconv.Atoi(g.Gid)
+	}
+	gid, err := strconv.ParseUint(group, 10, 31)
+	if err != nil {
+		return -1, fmt.Errorf("group: there is no group %q", group)
+	}
+	return int(gid), nil
+}
+
 // makeDir makes the directory of the sockets, if it is not there, and finds the group.
 func (d *daemon) makeDir() error {
-	d.gid = -1
-	if d.cfg.Group != "" {
-		g, err := user.LookupGroup(d.cfg.Group)
-		if err != nil {
-			if g, err = user.LookupGroupId(d.cfg.Group); err != nil {
-				return fmt.Errorf("group: there is no group %q", d.cfg.Group)
-			}
-		}
-		if d.gid, err = strconv.Atoi(g.Gid); err != nil {
-			return fmt.Errorf("group: %w", err)
-		}
+	var err error
+	if d.gid, err = findGroup(d.cfg.Group); err != nil {
+		return err
 	}
-	err := os.Mkdir(d.cfg.Dir, 0o700)
+	err = os.Mkdir(d.cfg.Dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		err = removeLeftovers(d.cfg.Dir)
 		if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/safeconduct/safeconduct/attestation/handshake"
 	"github.com/safeconduct/safeconduct/attestation/policy"
@@ -214,13 +215,16 @@ func (r *rig) kubectl(ctx context.Context, t *testing.T, args ...string) string 
 // pod is the name of a node's pod.
 func (r *rig) pod(ctx context.Context, t *testing.T, n *cluster.Node) string {
 	t.Helper()
-	out := r.kubectl(ctx, t, "get", "pods", "-l", "application=safeconduct,component=compute", "--field-selector", "spec.nodeName="+n.Name,
-		"-o", `jsonpath={range .items[?(@.metadata.deletionTimestamp=="")]}{.metadata.name}{" "}{end}{range .items[*]}{.metadata.name}{" "}{end}`)
-	names := strings.Fields(out)
-	if len(names) == 0 {
-		t.Fatalf("%s has no pod", n.Name)
+	out := r.kubectl(ctx, t, "get", "pods", "-l", "application=safeconduct,component=compute", "--field-selector", "spec.nodeName="+n.Name, "-o", "json")
+	var pods corev1.PodList
+	must(t, json.Unmarshal([]byte(out), &pods))
+	for _, p := range pods.Items {
+		if p.DeletionTimestamp == nil {
+			return p.Name
+		}
 	}
-	return names[0]
+	t.Fatalf("%s has no pod, but for those that are ending: %d", n.Name, len(pods.Items))
+	return ""
 }
 
 // process is the pid, on this machine, of a program in a node's containers.

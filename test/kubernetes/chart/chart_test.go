@@ -272,6 +272,42 @@ func TestSGXIsAskedForOnHardwareOnly(t *testing.T) {
 	}
 }
 
+// TestTheEPCHoldsTheEnclave compares what a pod asks for with what the enclave's configuration takes: its heap, whole from the start, 32 stacks of 4 MiB, and
+// its code.
+func TestTheEPCHoldsTheEnclave(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../../../deploy/enclave/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var enclave struct{ HeapSize int64 }
+		if err := json.Unmarshal(raw, &enclave); err != nil || enclave.HeapSize == 0 {
+			t.Fatalf("%s: heap %d, %v", file, enclave.HeapSize, err)
+		}
+		rendered, err := render(t, "-f", values("intel"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range pods(decode(t, rendered))["sc-safeconduct"].Containers {
+			if c.Name != "safeconduct" {
+				continue
+			}
+			epc, least := c.Resources.Limits["sgx.intel.com/epc"], (enclave.HeapSize+32*4+30)<<20
+			if epc.Value() < least || epc.Value() > least+256<<20 {
+				t.Errorf("%s: the pod asks for %d MiB of EPC, the enclave takes %d", filepath.Base(file), epc.Value()>>20, least>>20)
+			}
+			if memory := c.Resources.Limits["memory"]; memory.Value() < epc.Value() {
+				t.Errorf("the limit of memory, %s, is below the EPC, which counts towards it", memory.String())
+			}
+		}
+	}
+}
+
 func TestASimulationSaysSoEverywhere(t *testing.T) {
 	t.Parallel()
 	raw, err := render(t, "-f", values("simulated"))

@@ -71,8 +71,8 @@ func (c *Cluster) Start(ctx context.Context) error {
 	}
 	a, b := c.Nodes[0], c.Nodes[1]
 	for _, n := range c.Nodes {
-		if _, err := Run(ctx, "ip", "netns", "add", n.netns); err != nil {
-			return fmt.Errorf("%w (an earlier run that was killed: ip netns delete %s)", err, n.netns)
+		if err := addNamespace(ctx, n.netns); err != nil {
+			return err
 		}
 	}
 	steps := [][]string{
@@ -96,6 +96,20 @@ func (c *Cluster) Start(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// addNamespace makes a network namespace, in the place of one that a run which was killed has left. One that is in use is another run's.
+func addNamespace(ctx context.Context, name string) error {
+	if _, err := os.Stat("/run/netns/" + name); err == nil {
+		if pids, err := Run(ctx, "ip", "netns", "pids", name); err != nil || strings.TrimSpace(pids) != "" {
+			return errors.Join(fmt.Errorf("network namespace %s is in use by another run, processes %s", name, strings.Fields(pids)), err)
+		}
+		if _, err := Run(ctx, "ip", "netns", "delete", name); err != nil {
+			return err
+		}
+	}
+	_, err := Run(ctx, "ip", "netns", "add", name)
+	return err
 }
 
 // startNode makes the namespaces. The host's /run and /var/lib are directories of ours; everything else is this machine's.

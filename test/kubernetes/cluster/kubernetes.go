@@ -119,6 +119,8 @@ authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 cgroupDriver: cgroupfs
 cgroupsPerQOS: false
+# Without cgroups of its own, kubelet 1.34 may panic where it thinks that a pod was resized.
+featureGates: {InPlacePodVerticalScaling: false}
 cgroupRoot: /scos-k8s
 enforceNodeAllocatable: []
 failSwapOn: false
