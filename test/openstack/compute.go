@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -92,10 +93,13 @@ func (h *compute) restartNova(ctx context.Context) error {
 	})
 }
 
+// listens is what nova-compute says then: Nova 26, and 34.
+var listens = regexp.MustCompile(`Creating RPC server for service(: nova-compute on topic:)? compute`)
+
 // novaStarts is how often nova-compute has said that it takes requests.
 func (h *compute) novaStarts() (int, error) {
 	raw, err := os.ReadFile(filepath.Join(h.cloud.options.out, h.Name, "nova-compute.log"))
-	return strings.Count(string(raw), "Creating RPC server for service compute"), err
+	return len(listens.FindAll(raw, -1)), err
 }
 
 // start runs libvirtd, then nova-compute.

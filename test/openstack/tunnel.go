@@ -52,7 +52,7 @@ func (c *cloud) carried(note func(string, ...any)) error {
 		if sent["migration"] < 1<<20 || sent["disks"] == 0 {
 			return fmt.Errorf("the tunnel of %s has sent %v bytes: not a server", h.Name, sent)
 		}
-		note("the tunnel of %s has sent %.1f MB of memory and vTPM, %.1f MB of disks", h.Name, float64(sent["migration"])/1e6, float64(sent["disks"])/1e6)
+		note("the tunnel of %s has sent %.1f MB of memory and vTPM, %.1f kB of disks", h.Name, float64(sent["migration"])/1e6, float64(sent["disks"])/1e3)
 	}
 	return nil
 }
