@@ -72,8 +72,11 @@ func (c *cloud) failed(ctx context.Context, w *underWay, note func(string, ...an
 	if m.status == "completed" {
 		return errors.New("the migration is completed: what was broken did not matter")
 	}
+	if err := errors.Join(c.unharmed(ctx, w.server, w.source.Name), c.noOpenSession(ctx, w.server)); err != nil {
+		return err
+	}
 	note("%s after %.0f s; %s is ACTIVE on %s and its vTPM goes on", m.status, m.took.Seconds(), w.server.name, w.source.Name)
-	return errors.Join(c.unharmed(ctx, w.server, w.source.Name), c.noOpenSession(ctx, w.server))
+	return nil
 }
 
 // kill ends the processes of a host whose command line has all texts, as soon as there is one.

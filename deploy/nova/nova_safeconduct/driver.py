@@ -440,22 +440,34 @@ class SafeconductDriver(libvirt_driver.LibvirtDriver):
                 context, instance, dest, post_method, recover_method,
                 block_migration, migrate_data)
 
+        ended = []
+
         def post(*args, **kwargs):
             self._commit(instance, session)
-            return post_method(*args, **kwargs)
+            post_method(*args, **kwargs)
+            ended.append('with the server moved')
 
         def recover(*args, **kwargs):
             self._abort(instance, session, 'the migration failed or was '
                         'cancelled')
-            return recover_method(*args, **kwargs)
+            recover_method(*args, **kwargs)
+            ended.append('with the server here')
 
         try:
             super().live_migration(context, instance, dest, post, recover,
                                    block_migration, migrate_data)
-        except Exception:
-            # Whether the server has moved is for libvirt to say.
-            with excutils.save_and_reraise_exception():
-                self._conclude(instance, session)
+        except Exception as e:
+            with excutils.save_and_reraise_exception() as raising:
+                if ended:
+                    # Newer Novas raise what libvirt said after they have
+                    # cleaned up for it, and so put a server that runs into
+                    # ERROR.
+                    raising.reraise = False
+                    LOG.warning('The migration to %s has ended, %s: %s', dest,
+                                ended[-1], e, instance=instance)
+                else:
+                    # Whether the server has moved is for libvirt to say.
+                    self._conclude(instance, session)
         finally:
             self._outgoing.pop(instance.uuid, None)
             self._accepted.pop(instance.uuid, None)

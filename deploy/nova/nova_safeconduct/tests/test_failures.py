@@ -319,6 +319,23 @@ class HowLibvirtIsAsked(Prepared):
         self.assertEqual([False, True], seen)
         self.assertTrue(self.src._is_post_copy_enabled(flags))
 
+    def test_what_is_raised_after_recovery_leaves_the_server_alone(self):
+        """As Nova 33 and later do, which puts it into ERROR."""
+        def run(context, instance, dest, post, recover, block, data):
+            recover(context, instance, dest, data)
+            raise ValueError('what libvirt said')
+        self.stock.live_migration.side_effect = run
+        self.migrate()
+        self.stock.recover.assert_called_once()
+        self.assertIn(self.state(), node.ENDED)
+
+    def test_a_recovery_that_fails_is_novas_to_know(self):
+        def run(context, instance, dest, post, recover, block, data):
+            recover(context, instance, dest, data)
+        self.stock.live_migration.side_effect = run
+        self.assertRaises(ValueError, self.migrate,
+                          recover=mock.Mock(side_effect=ValueError))
+
     def monitored(self, *outcomes):
         """What the monitor does with these outcomes of Nova's, one by one."""
         said = []
