@@ -71,7 +71,7 @@ func TestATextFromAPeerIsCut(t *testing.T) {
 
 func TestAttributesSayWhyAndOfARefusalWhatToDo(t *testing.T) {
 	plain := errors.New("no such file")
-	if got := Attributes(plain); len(got) != 2 || got[0] != "why" || got[1] != plain {
+	if got := Attributes(plain); len(got) != 2 || got[0] != "why" || fmt.Sprint(got[1]) != plain.Error() {
 		t.Errorf("found %v", got)
 	}
 	r := New(v1.Reason_REASON_NO_ARMED_SESSION, "there is none").Do("arm one")
