@@ -131,6 +131,14 @@ test-deb: deb ## Install, upgrade, remove and purge the packages in a Debian 12 
 	@./test/deps.sh debootstrap
 	@./test/packaging.sh $(BUILD)/_packaging
 
+# What make test-agent adds: Keystone and Placement as Debian packages them, and what serves them.
+DEB_OPENSTACK := python3-keystone python3-placement uwsgi-core uwsgi-plugin-python3
+
+.PHONY: test-agent
+test-agent: build ## safeconduct-agent against real Keystone, Placement and nova-api, with two node services; root
+	@./test/deps.sh $(DEB_PACKAGES) $(DEB_NOVA) $(DEB_OPENSTACK)
+	SAFECONDUCT_E2E=1 $(GO) test -count=1 -timeout 15m -v ./test/agent/...
+
 .PHONY: verify-model
 verify-model: ## Check the session's model and its mutants with Spin (minutes)
 	@./test/model/run.sh
