@@ -8,10 +8,13 @@ import (
 	"os"
 
 	"github.com/safeconduct/safeconduct/services/node"
+	"github.com/safeconduct/safeconduct/services/simulate"
 )
 
 func main() {
-	if err := node.Command(node.OpenSimulated).Execute(); err != nil {
+	c := node.Command(node.OpenSimulated)
+	c.AddCommand(simulate.Command())
+	if err := c.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "safeconductd:", err)
 		os.Exit(1)
 	}

@@ -89,6 +89,11 @@ func TestTheProductionBuildExitsOutsideHardware(t *testing.T) {
 			}
 		})
 	}
+	// Nothing of a simulation can be made with it.
+	out, err := exec.CommandContext(t.Context(), exe, "simulate", "authority", t.TempDir()).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), `unknown command "simulate"`) {
+		t.Errorf("simulate: %v, %s", err, out)
+	}
 	// The linker ignores -X for a name that does not exist: see that the digest is in.
 	if raw, err := os.ReadFile(exe); err != nil || !bytes.Contains(raw, []byte(digest)) {
 		t.Errorf("the digest of the policy keys is not in the executable: %v", err)

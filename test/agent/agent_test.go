@@ -248,7 +248,7 @@ func newRig(t *testing.T) *rig {
 		r.stop("identity", "placement", "compute")
 		r.Close()
 	})
-	r.must(errors.Join(os.Mkdir(r.cloud.dir, 0o700), os.Mkdir(r.Dir, 0o700)))
+	r.must(errors.Join(os.Mkdir(r.dir, 0o700), os.Mkdir(r.Dir, 0o700)))
 	begun := time.Now()
 	r.must(r.prepare(ctx))
 	r.must(errors.Join(r.start(ctx, "identity"), r.start(ctx, "placement"), r.start(ctx, "compute")))
@@ -273,7 +273,7 @@ func TestTheAgentAgainstKeystonePlacementAndNova(t *testing.T) {
 	r.theRulesHold(id, secret)
 
 	// Keystone is down when the agents start.
-	r.cloud.stop("identity")
+	r.stop("identity")
 	for _, name := range []string{"compute1", "compute2", "central"} {
 		r.agent(name)
 	}
@@ -332,13 +332,13 @@ func (r *rig) theTraitsFollowTheNode(all []string) {
 	r.must(r.StartNode(r.ctx, h, ""))
 	r.until("the traits of compute1 are back", r.has("compute1", all...))
 
-	r.cloud.stop("placement")
+	r.stop("placement")
 	h.Daemon.Kill()
 	r.until("the agent says that Placement is down", r.metric("compute1", `safeconduct_agent_cloud_errors_total{kind="unavailable",mode="simulated",service="placement"} 2`))
 	r.must(r.start(r.ctx, "placement"))
 	r.until("the traits of compute1 are withdrawn as soon as Placement is back", r.has("compute1"))
 
-	r.cloud.stop("identity", "compute")
+	r.stop("identity", "compute")
 	r.must(r.StartNode(r.ctx, h, ""))
 	r.must(r.start(r.ctx, "identity"))
 	r.until("the traits of compute1 are back while Nova is down", r.has("compute1", all...))
