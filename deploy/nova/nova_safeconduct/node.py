@@ -2,7 +2,8 @@
 
 Each call opens a channel of its own: a channel that is shared by the threads
 of eventlet's pool hangs. On a unix socket that costs well under a
-millisecond. Every call has a deadline.
+millisecond. Every call has a deadline. Without eventlet a child makes the
+calls (caller.py).
 """
 
 import contextlib
@@ -11,9 +12,9 @@ import random
 import time
 
 import grpc
-import grpc.experimental
 from oslo_context import context
 
+from nova_safeconduct import caller
 from nova_safeconduct import refusal
 from nova_safeconduct.rpc import admin_pb2
 from nova_safeconduct.rpc import admin_pb2_grpc
@@ -36,17 +37,6 @@ COMMITTED = common_pb2.SESSION_STATE_COMMITTED
 
 MODES = {'intel': common_pb2.MODE_INTEL,
          'simulated': common_pb2.MODE_SIMULATED}
-
-_CHANNEL_OPTIONS = (
-    # Streams are read in the thread that calls: otherwise gRPC starts another
-    # with what eventlet has made of threading, and waits for it for ever.
-    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
-    # Nothing is shared with another channel.
-    ('grpc.use_local_subchannel_pool', 1),
-    ('grpc.enable_retries', 0),
-    ('grpc.max_receive_message_length', 64 << 20),
-    ('grpc.enable_http_proxy', 0),
-)
 
 
 def _request_id():
@@ -89,6 +79,14 @@ class Node:
     def __init__(self, options):
         self._options = options
         self._lane = threads.Lane(options.max_calls)
+        self._child = None
+        if not threads.green():
+            self._child = caller.Child(options.endpoint)
+
+    def _channel(self):
+        if self._child is not None:
+            return caller.Channel(self._child)
+        return grpc.insecure_channel(self.endpoint, options=caller.OPTIONS)
 
     @property
     def endpoint(self):
@@ -98,8 +96,7 @@ class Node:
         """function(channel, seconds left), off eventlet's hub."""
         def call(left):
             # The channel is made, used and closed in one native thread.
-            with contextlib.closing(grpc.insecure_channel(
-                    self.endpoint, options=_CHANNEL_OPTIONS)) as channel:
+            with contextlib.closing(self._channel()) as channel:
                 try:
                     return function(channel, left)
                 except grpc.RpcError as e:

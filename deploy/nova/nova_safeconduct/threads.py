@@ -27,6 +27,11 @@ def _eventlet():
     return eventlet
 
 
+def green():
+    """Whether this process runs on eventlet's greenthreads."""
+    return _eventlet() is not None
+
+
 def start(name, function, *args):
     """Runs function beside the caller; a greenthread under eventlet."""
     threading.Thread(target=function, args=args, name='safeconduct-' + name,

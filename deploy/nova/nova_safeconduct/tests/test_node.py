@@ -23,7 +23,7 @@ from nova_safeconduct import threads
 AT_ONCE = 20
 
 
-class Client(unittest.TestCase):
+class Served(unittest.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -42,6 +42,9 @@ class Client(unittest.TestCase):
         self.addCleanup(server.stdin.close)
         self.addCleanup(server.kill)
         server.stdout.readline()
+
+
+class Client(Served):
 
     def client(self, **options):
         values = dict(endpoint='unix:' + self.socket, request_timeout=60,
@@ -131,6 +134,45 @@ class Client(unittest.TestCase):
             answers[:] = [limit]
             client._options.establish_timeout = 0
             self.assertRaises(refusal.Refusal, client.establish, 'i', 'p', 1)
+
+
+class OnNativeThreads(Served):
+    """What runs under eventlet, if Nova is on it, runs here without."""
+
+    def run_native(self, *args):
+        done = subprocess.run(
+            [sys.executable, '-m', 'nova_safeconduct.tests.native',
+             'unix:' + self.socket] + list(args),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=60)
+        self.assertEqual(0, done.returncode, done.stdout)
+        return done.stdout
+
+    def test_calls_and_forks_do_not_wait_for_each_other(self):
+        self.serve(0.05)
+        self.assertIn('calls answered, all forks made',
+                      self.run_native('forks', '60'))
+
+    def test_calls_that_end_by_their_deadline_keep_no_fork(self):
+        self.serve(30)
+        self.assertIn('calls refused, all forks made',
+                      self.run_native('forks', '0.2'))
+
+    def test_a_killed_child_is_replaced(self):
+        self.serve(0)
+        self.assertIn('one refused, then answered',
+                      self.run_native('killed', '60'))
+
+    def test_the_child_ends_with_its_parent(self):
+        self.serve(0)
+        child = int(self.run_native('orphan', '60').split()[-1])
+        for _ in range(600):
+            try:
+                os.kill(child, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.05)
+        self.fail('process %d lives on' % child)
 
 
 class FakeError(grpc.RpcError):
