@@ -114,45 +114,6 @@ func migrationsShowCommand(a *app) *cobra.Command {
 	}
 }
 
-// change is one event of watch.
-type change struct {
-	At       string      `json:"at"`
-	Previous string      `json:"previous_state,omitempty"`
-	Session  sessionView `json:"session"`
-}
-
-func migrationsWatchCommand(a *app) *cobra.Command {
-	var instance string
-	c := &cobra.Command{
-		Use: "watch", Short: "Print the open sessions, then every change of state, until interrupted", Args: cobra.NoArgs,
-		Long: "Print the open sessions, then every change of state, until interrupted. With -o json, each is an object on a line of its own.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return follow(cmd.Context(), a, func(ctx context.Context, c *grpc.ClientConn) (grpc.ServerStreamingClient[v1.WatchResponse], error) {
-				return v1.NewMigrationServiceClient(c).Watch(ctx, &v1.WatchRequest{InstanceId: instance})
-			}, func(e *v1.WatchResponse) error {
-				ev := change{At: stamp(e.GetAt()), Session: viewSession(e.GetSession())}
-				if e.GetPreviousState() != v1.SessionState_SESSION_STATE_UNSPECIFIED {
-					ev.Previous = enumName(e.GetPreviousState().String(), "SESSION_STATE_")
-				}
-				return a.event(ev, ev.print)
-			})
-		},
-	}
-	c.Flags().StringVar(&instance, "instance", "", "only those of the VM with this UUID")
-	return c
-}
-
-func (e *change) print(s *sheet) {
-	v := &e.Session
-	from := when(e.Previous != "", e.Previous+" > ")
-	why := ""
-	if v.Refusal != nil {
-		why = " " + v.Refusal.Reason + ": " + v.Refusal.Message
-	}
-	s.line("%s %s %s %s > %s %s%s %s%s", orElse(e.At, "-"), v.SessionID, v.InstanceID, v.Source, v.Destination, from, v.State,
-		modeWord(v.Mode), why)
-}
-
 func migrationsAbortCommand(a *app) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
