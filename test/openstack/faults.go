@@ -79,9 +79,10 @@ func (c *cloud) failed(ctx context.Context, w *underWay, note func(string, ...an
 	return nil
 }
 
-// kill ends the processes of a host whose command line has all texts, as soon as there is one.
+// kill ends the processes of a host whose command line has all texts, as soon as there is one, and for as long as another might take its place.
 func (h *compute) kill(ctx context.Context, texts ...string) error {
 	what := fmt.Sprintf("%s has no process with %q", h.Name, texts)
+	var first time.Time
 	return await(ctx, 10*time.Millisecond, 3*time.Minute, what, func() (bool, error) {
 		found, err := h.Processes(texts...)
 		for _, p := range found {
@@ -89,7 +90,10 @@ func (h *compute) kill(ctx context.Context, texts ...string) error {
 				return false, err
 			}
 		}
-		return len(found) > 0, err
+		if len(found) > 0 && first.IsZero() {
+			first = time.Now()
+		}
+		return !first.IsZero() && time.Since(first) > time.Second, err
 	})
 }
 
