@@ -42,7 +42,11 @@ bindfs -o subtype=glusterfs "$0/instances" /var/lib/nova/shared`
 	// libvirt would take the first UEFI firmware that does not ask for Secure Boot: in newer suites one for AMD SEV, which boots no kernel that it is
 	// given without it. An empty description hides the one of the same name.
 	for _, name := range []string{"amdsev", "inteltdx"} {
-		if err := m.WriteFile("/etc/qemu/firmware/60-edk2-x86_64-"+name+".json", nil, 0o644); err != nil {
+		name = "60-edk2-x86_64-" + name + ".json"
+		if _, err := os.Stat(m.Path("/usr/share/qemu/firmware/" + name)); err != nil {
+			continue
+		}
+		if err := m.WriteFile("/etc/qemu/firmware/"+name, nil, 0o644); err != nil {
 			return nil, err
 		}
 	}
