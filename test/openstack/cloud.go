@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,10 +31,11 @@ type cloud struct {
 	admin    *client
 	owner    *client
 	nodes    *cluster.Cluster
-	// running processes, in the order in which they were started, and how often each log was begun.
-	running []*cluster.Process
-	logs    map[string]int
-	kek     string
+	// running processes, in the order in which they were started, and how often each log was begun; several are started at once.
+	starting sync.Mutex
+	running  []*cluster.Process
+	logs     map[string]int
+	kek      string
 	// images by name, and every server that was asked for.
 	images  map[string]string
 	servers []*server
@@ -199,6 +201,8 @@ func configure(m *machine.Machine, s settings, paths map[string]string) error {
 
 // launch starts a program on a machine; its output is an artefact.
 func (c *cloud) launch(m *machine.Machine, name string, args ...string) (*cluster.Process, error) {
+	c.starting.Lock()
+	defer c.starting.Unlock()
 	log := filepath.Join(c.options.out, m.Name, name+".out")
 	c.logs[log]++
 	if n := c.logs[log]; n > 1 {
