@@ -85,14 +85,17 @@ def migrate(src, dst, names):
 
 
 def main():
-    if sys.argv[1] == '--direct':
+    direct = sys.argv[1] == '--direct'
+    if direct:
         del sys.argv[1]
-        threads._eventlet = lambda: None
     (source, src), (destination, dst) = (
         a.split('=', 1) for a in sys.argv[1:3])
     heart, notes = Heart(), []
     nodes = [Watched(node.Node(options(s)), heart, notes)
              for s in (src, dst)]
+    if direct:
+        # From here on, so that no child makes the calls.
+        threads._eventlet = lambda: None
     eventlet.spawn(heart.run)
     begun = time.monotonic()
     pool = eventlet.GreenPool(COUNT)
