@@ -79,8 +79,8 @@ func TestACertificateIsBelievedOnlyIfEverythingHolds(t *testing.T) {
 		"without its chain":       {func(i *input) { i.chain = nil }, ErrUntrusted},
 		"a chain cut":             {func(i *input) { i.chain = [][]byte{maker.Intermediate.Raw[:half]} }, ErrMalformed},
 		"a chain of no end":       {func(i *input) { i.chain = [][]byte{bytes.Repeat(maker.Intermediate.Raw, MaxCertificates+1)} }, ErrMalformed},
-		"expired":                 {func(i *input) { i.now = now.AddDate(2, 0, 0) }, ErrUntrusted},
-		"not valid yet":           {func(i *input) { i.now = now.AddDate(-1, 0, 0) }, ErrUntrusted},
+		"expired":                 {func(i *input) { i.now = now.AddDate(100, 0, 0) }, ErrUntrusted},
+		"not valid yet":           {func(i *input) { i.now = now.AddDate(-10, 0, 0) }, ErrUntrusted},
 		"of another purpose":      {func(i *input) { i.certificate = leaf(func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }) }, ErrPurpose},
 		"a certificate authority": {func(i *input) { i.certificate = leaf(func(c *x509.Certificate) { c.IsCA = true }) }, ErrPurpose},
 		"an unknown critical extension": {func(i *input) {

@@ -16,6 +16,9 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
+// Certificates are valid at any time that a test may take for now.
+var notBefore, notAfter = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2120, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // Maker is a TPM maker's certificate authority: a root, and an intermediate that signs the certificates of endorsement keys.
 type Maker struct {
 	Root, Intermediate *x509.Certificate
@@ -45,7 +48,7 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 func authority(name string) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0),
+		NotBefore: notBefore, NotAfter: notAfter,
 	}
 }
 
@@ -62,7 +65,7 @@ func Template(t testing.TB) *x509.Certificate {
 		t.Fatal(err)
 	}
 	return &x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(0, 6, 0), BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(2), NotBefore: notBefore, NotAfter: notAfter, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageKeyAgreement, UnknownExtKeyUsage: []asn1.ObjectIdentifier{{2, 23, 133, 8, 1}},
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: names}},
 	}
